@@ -1,121 +1,199 @@
 //! The configuration: what can be set, its units, defaults and limits.
+//!
+//! The table below is the only place that knows a key: its type, its default
+//! and its documentation are one entry, from which the types, `print-config
+//! --defaults` and the list of known keys are made.
+
+mod duration;
+mod load;
+mod print;
+mod validate;
+
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    load::{ConfigError, Loaded, Override, Source, load},
+    print::{commented_defaults, effective},
+};
 use crate::ByteSize;
 
-/// Everything that can be configured.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Config {
-    pub listener: ListenerConfig,
-    pub heartbeat: HeartbeatConfig,
-    pub auth: AuthConfig,
-    pub limits: LimitsConfig,
-    pub link: LinkConfig,
-    pub broker: BrokerConfig,
-    pub shutdown: ShutdownConfig,
-    pub log: LogConfig,
+/// What is known about a section for people: its name, its text, its keys.
+#[derive(Debug, Clone, Copy)]
+pub struct SectionDoc {
+    pub name: &'static str,
+    pub doc: &'static [&'static str],
+    pub keys: &'static [KeyDoc],
 }
 
-/// Where clients connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerConfig {
-    /// Address that clients connect to.
-    pub addr: SocketAddr,
-    /// Path of the WebSocket endpoint; also accepted without its last slash.
-    pub path: String,
-    /// Origins that may connect: `host:port`, `host:*`, `*:port` or `*:*`.
-    pub origins: Vec<String>,
-    /// Longest HTTP request head.
-    pub head_bytes_max: ByteSize,
-    /// Longest a client may take from TCP accept to `#handshake`.
-    pub handshake_timeout: Duration,
+/// What is known about a key for people: its name and its text.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyDoc {
+    pub name: &'static str,
+    pub doc: &'static [&'static str],
 }
 
-/// How each side knows that the other lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeartbeatConfig {
-    /// Time between two pings to a client.
-    pub ping_interval: Duration,
-    /// A client that sends nothing for this long is closed with 4001; also the
-    /// `pingTimeout` that clients are told.
-    pub pong_timeout: Duration,
+macro_rules! sections {
+    ($(
+        $(#[doc = $section_doc:literal])+
+        $section:ident: $name:ident {
+            $(
+                $(#[doc = $doc:literal])+
+                $(#[serde($($serde:tt)+)])?
+                $key:ident: $type:ty = $default:expr,
+            )+
+        }
+    )+) => {
+        /// Everything that can be configured.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $(
+                $(#[doc = $section_doc])+
+                pub $section: $name,
+            )+
+        }
+
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields, default)]
+            pub struct $name {
+                $(
+                    $(#[doc = $doc])+
+                    $(#[serde($($serde)+)])?
+                    pub $key: $type,
+                )+
+            }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $($key: $default,)+ }
+                }
+            }
+        )+
+
+        /// Every section and key, in the order in which they are printed.
+        pub const SECTIONS: &[SectionDoc] = &[
+            $(SectionDoc {
+                name: stringify!($section),
+                doc: &[$($section_doc),+],
+                keys: &[
+                    $(KeyDoc { name: stringify!($key), doc: &[$($doc),+] },)+
+                ],
+            },)+
+        ];
+    };
 }
 
-/// How tokens are verified and signed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthConfig {
-    /// File with the secret for HS256, HS384 and HS512 (whole content, one
-    /// trailing newline ignored). Neither file given: one is generated.
-    pub key_file: Option<PathBuf>,
-    /// PEM file with the public key for RS*, PS*, ES* tokens; tokens can then
-    /// not be signed here.
-    pub public_key_file: Option<PathBuf>,
-    /// Life of a signed token whose claims have no `exp`.
-    pub token_expiry: Duration,
-}
+sections! {
+    /// Where clients connect.
+    listener: ListenerConfig {
+        /// Address that clients connect to.
+        addr: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8000)),
+        /// Path of the WebSocket endpoint; also accepted without its last slash.
+        path: String = "/socketcluster/".into(),
+        /// Origins that may connect: `host:port`, `host:*`, `*:port` or `*:*`.
+        origins: Vec<String> = vec!["*:*".into()],
+        /// Longest HTTP request head.
+        head_bytes_max: ByteSize = ByteSize::kib(16),
+        /// Longest a client may take from TCP accept to `#handshake`.
+        #[serde(with = "duration")]
+        handshake_timeout: Duration = Duration::from_secs(10),
+    }
 
-/// Limits on what clients may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitsConfig {
-    /// Open connections per worker beyond which new ones are answered 503;
-    /// absent: as many as the descriptors allow, at most 18 000.
-    pub connections_max: Option<u32>,
-    /// Longest message a client may send; beyond it it is closed with 1009.
-    pub message_bytes_max: ByteSize,
-    /// Bytes queued for one client beyond which it is a slow client.
-    pub outbox_bytes_max: ByteSize,
-    /// Channels one connection may subscribe to.
-    pub channels_per_connection_max: u32,
-}
+    /// How each side knows that the other lives.
+    heartbeat: HeartbeatConfig {
+        /// Time between two pings to a client.
+        #[serde(with = "duration")]
+        ping_interval: Duration = Duration::from_secs(8),
+        /// A client that sends nothing for this long is closed with 4001; also the
+        /// `pingTimeout` that clients are told.
+        #[serde(with = "duration")]
+        pong_timeout: Duration = Duration::from_secs(20),
+    }
 
-/// Between a worker and a broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkConfig {
-    /// Bytes of publications a worker keeps un-acked per link before it stops
-    /// reading from clients that publish there.
-    pub window_bytes: ByteSize,
-    /// Bytes of publications a broker may send ahead of a worker.
-    pub credit_bytes: ByteSize,
-    /// How long a publication waits for its owner before the publisher is told
-    /// that its outcome is unknown.
-    pub publish_timeout: Duration,
-}
+    /// How tokens are verified and signed.
+    auth: AuthConfig {
+        /// File with the secret for HS256, HS384 and HS512 (whole content, one
+        /// trailing newline ignored). Neither file given: one is generated.
+        key_file: Option<PathBuf> = None,
+        /// PEM file with the public key for RS*, PS*, ES* tokens; tokens can then
+        /// not be signed here.
+        public_key_file: Option<PathBuf> = None,
+        /// Life of a signed token whose claims have no `exp`.
+        #[serde(with = "duration")]
+        token_expiry: Duration = Duration::from_secs(86_400),
+    }
 
-/// What a broker keeps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokerConfig {
-    /// Threads of one broker process.
-    pub threads: u32,
-    /// How long each channel's publications are kept for re-synchronising.
-    pub tail_age: Duration,
-    /// Bytes of publications kept per shard; the oldest go first.
-    pub tail_bytes_max: ByteSize,
-    /// Channels one broker may have.
-    pub channels_max: u64,
-    /// How long publication keys are remembered.
-    pub key_window: Duration,
-}
+    /// Limits on what clients may use.
+    limits: LimitsConfig {
+        /// Open connections per worker beyond which new ones are answered 503;
+        /// absent: as many as the descriptors allow, at most 18 000.
+        connections_max: Option<u32> = None,
+        /// Longest message a client may send; beyond it it is closed with 1009.
+        message_bytes_max: ByteSize = ByteSize::mib(1),
+        /// Bytes queued for one client beyond which it is a slow client. An empty
+        /// queue takes any one frame, also when that is larger.
+        outbox_bytes_max: ByteSize = ByteSize::mib(1),
+        /// Channels one connection may subscribe to.
+        channels_per_connection_max: u32 = 1000,
+    }
 
-/// How the cluster ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShutdownConfig {
-    /// Connections one worker closes per second.
-    pub closes_per_second: u32,
-    /// After this the remaining connections are cut.
-    pub timeout: Duration,
-}
+    /// Between a worker and a broker.
+    link: LinkConfig {
+        /// Bytes of publications a worker keeps un-acked per link before it stops
+        /// reading from clients that publish there.
+        window_bytes: ByteSize = ByteSize::mib(8),
+        /// Bytes of publications a broker may send ahead of a worker.
+        credit_bytes: ByteSize = ByteSize::mib(8),
+        /// How long a publication waits for its owner before the publisher is told
+        /// that its outcome is unknown.
+        #[serde(with = "duration")]
+        publish_timeout: Duration = Duration::from_secs(5),
+    }
 
-/// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    pub format: LogFormat,
-    /// `RUST_LOG` syntax.
-    pub filter: String,
+    /// What a broker keeps.
+    broker: BrokerConfig {
+        /// Threads of one broker process.
+        threads: u32 = 1,
+        /// How long each channel's publications are kept for re-synchronising.
+        #[serde(with = "duration")]
+        tail_age: Duration = Duration::from_secs(30),
+        /// Bytes of publications kept per shard; the oldest go first.
+        tail_bytes_max: ByteSize = ByteSize::mib(4),
+        /// Channels one broker may have.
+        channels_max: u64 = 1_000_000,
+        /// How long publication keys are remembered.
+        #[serde(with = "duration")]
+        key_window: Duration = Duration::from_secs(60),
+    }
+
+    /// How the cluster ends.
+    shutdown: ShutdownConfig {
+        /// Connections one worker closes per second.
+        closes_per_second: u32 = 2000,
+        /// After this the remaining connections are cut.
+        #[serde(with = "duration")]
+        timeout: Duration = Duration::from_secs(20),
+    }
+
+    /// What is logged, and how.
+    log: LogConfig {
+        /// `text`, `json`, or `auto`: text on a terminal, JSON otherwise.
+        format: LogFormat = LogFormat::Auto,
+        /// `RUST_LOG` syntax; the variable `RUST_LOG` is read too.
+        filter: String = "info".into(),
+    }
 }
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     #[default]
@@ -124,84 +202,11 @@ pub enum LogFormat {
     Json,
 }
 
-impl Default for ListenerConfig {
-    fn default() -> Self {
-        Self {
-            addr: SocketAddr::from(([0, 0, 0, 0], 8000)),
-            path: "/socketcluster/".into(),
-            origins: vec!["*:*".into()],
-            head_bytes_max: ByteSize::kib(16),
-            handshake_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Default for HeartbeatConfig {
-    fn default() -> Self {
-        Self {
-            ping_interval: Duration::from_secs(8),
-            pong_timeout: Duration::from_secs(20),
-        }
-    }
-}
-
-impl Default for AuthConfig {
-    fn default() -> Self {
-        Self {
-            key_file: None,
-            public_key_file: None,
-            token_expiry: Duration::from_secs(86_400),
-        }
-    }
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            connections_max: None,
-            message_bytes_max: ByteSize::mib(1),
-            outbox_bytes_max: ByteSize::mib(1),
-            channels_per_connection_max: 1000,
-        }
-    }
-}
-
-impl Default for LinkConfig {
-    fn default() -> Self {
-        Self {
-            window_bytes: ByteSize::mib(8),
-            credit_bytes: ByteSize::mib(8),
-            publish_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-impl Default for BrokerConfig {
-    fn default() -> Self {
-        Self {
-            threads: 1,
-            tail_age: Duration::from_secs(30),
-            tail_bytes_max: ByteSize::mib(4),
-            channels_max: 1_000_000,
-            key_window: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Default for ShutdownConfig {
-    fn default() -> Self {
-        Self {
-            closes_per_second: 2000,
-            timeout: Duration::from_secs(20),
-        }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Auto,
-            filter: "info".into(),
-        }
+impl Config {
+    /// The configuration as a TOML file that loads as exactly this one.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        // Every type in the table above is made of TOML's own types.
+        toml::to_string(self).expect("a configuration is always TOML")
     }
 }

@@ -1,9 +1,17 @@
 //! How one Muster process is configured, watched and stopped. Knows no role.
 
+pub mod auth_key;
+pub mod backoff;
 pub mod bytesize;
+pub mod clock;
 pub mod config;
 pub mod control;
+pub mod descriptors;
+pub mod exit;
 pub mod node;
+pub mod runtime_dir;
+pub mod signals;
+pub mod telemetry;
 
 pub use bytesize::ByteSize;
 pub use config::Config;

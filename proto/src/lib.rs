@@ -1,13 +1,44 @@
 //! What two Muster processes must agree on: the gRPC types of links and
 //! control streams, how channels are sharded, and the view.
 
-/// Generated from `proto/muster/link.proto`.
-#[allow(missing_docs)]
+#![warn(missing_docs)]
+
+mod assign;
+mod shard;
+mod view;
+
+pub use assign::{assign, shards_per_broker_max};
+pub use shard::{SHARDS, ShardId, shard_of};
+pub use view::{BrokerNode, View, ViewError};
+
+/// Version of `link.proto` that this release speaks.
+pub const LINK_VERSION: u32 = 1;
+/// Version of `control.proto` that this release speaks.
+pub const CONTROL_VERSION: u32 = 1;
+/// Most bytes of one `WorkerBatch` or `BrokerBatch`, unless it holds a single
+/// frame.
+pub const BATCH_BYTES_MAX: usize = 64 << 10;
+/// Longest `Publish.producer`, in bytes.
+pub const PRODUCER_BYTES_MAX: usize = 128;
+
+/// Generated from `proto/muster/link.proto`, where the comments stand.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
 pub mod link {
     tonic::include_proto!("muster.link.v1");
 }
-/// Generated from `proto/muster/control.proto`.
-#[allow(missing_docs)]
+
+/// Generated from `proto/muster/control.proto`, where the comments stand.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
 pub mod control {
     tonic::include_proto!("muster.control.v1");
 }

@@ -1,1 +1,242 @@
-//! packet
+//! Client packets: SocketCluster's JSON objects, taken apart no further than
+//! needed (socketcluster.md section 2).
+//!
+//! Members stay raw JSON text. Payloads are checked, never parsed into a tree:
+//! lone surrogates, number spelling and depth all survive.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::CallId;
+
+/// What one WebSocket message from a client turned out to be.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// The answer to a ping.
+    Pong(Version),
+    /// One packet, or several that came as an array.
+    Packets(Packets<'a>),
+    /// Neither (the reference decodes it as a plain string): ignored on an open
+    /// session.
+    Noise,
+}
+
+/// SocketCluster's protocol versions, which differ in their ping strings only
+/// (socketcluster.md section 12).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Version {
+    /// Up to v14: `#1` and `#2`.
+    One,
+    /// From v15: empty messages.
+    Two,
+}
+
+impl<'a> Incoming<'a> {
+    /// Classifies a message's text.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Self {
+        match text {
+            "" => return Self::Pong(Version::Two),
+            "#2" => return Self::Pong(Version::One),
+            _ => {}
+        }
+        match text.trim_ascii_start().as_bytes().first() {
+            Some(b'{') => match serde_json::from_str(text) {
+                Ok(packet) => Self::Packets(Packets::One(Some(packet))),
+                Err(_) => Self::Noise,
+            },
+            Some(b'[') => match serde_json::from_str::<Vec<&RawValue>>(text) {
+                Ok(elements) => Self::Packets(Packets::Batch(elements.into_iter())),
+                Err(_) => Self::Noise,
+            },
+            _ => Self::Noise,
+        }
+    }
+}
+
+/// The packets of one message, in order. Elements that are no packet (`null`,
+/// numbers, nested arrays) come as [`Packet::default`], which means nothing and
+/// does not affect the others.
+#[derive(Debug)]
+pub enum Packets<'a> {
+    /// A message that is one object.
+    One(Option<Packet<'a>>),
+    /// A message that is an array.
+    Batch(std::vec::IntoIter<&'a RawValue>),
+}
+
+impl<'a> Iterator for Packets<'a> {
+    type Item = Packet<'a>;
+
+    fn next(&mut self) -> Option<Packet<'a>> {
+        match self {
+            Self::One(packet) => packet.take(),
+            Self::Batch(elements) => elements
+                .next()
+                .map(|raw| serde_json::from_str(raw.get()).unwrap_or_default()),
+        }
+    }
+}
+
+/// One packet. Of a member that is given twice the last counts, as in
+/// JavaScript; unknown members are skipped.
+#[derive(Debug, Default, Clone)]
+pub struct Packet<'a> {
+    /// The event's name; absent when the member is absent or no string.
+    pub event: Option<Cow<'a, str>>,
+    /// Present also when it is `null`.
+    pub data: Option<&'a RawValue>,
+    /// Present only when it is a number; everything else makes the packet
+    /// one-way.
+    pub cid: Option<CallId>,
+    /// Present when it is a number: the packet answers a call of ours.
+    pub rid: Option<CallId>,
+}
+
+/// The `data` of `#subscribe` and `#publish`.
+#[derive(Debug, Default)]
+pub struct ChannelData<'a> {
+    /// Absent when the member is absent, no string, or holds a lone surrogate.
+    pub channel: Option<Cow<'a, str>>,
+    /// Absent is not the same as `null`.
+    pub data: Option<&'a RawValue>,
+}
+
+impl<'a> ChannelData<'a> {
+    /// Reads a packet's `data`; of anything but an object nothing is present.
+    #[must_use]
+    pub fn parse(data: Option<&'a RawValue>) -> Self {
+        data.and_then(|raw| serde_json::from_str(raw.get()).ok())
+            .unwrap_or_default()
+    }
+}
+
+/// A raw JSON string's value; `None` for other types and for strings that are
+/// not Unicode (a lone surrogate).
+#[must_use]
+pub fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str::<String>(raw.get())
+            .ok()
+            .map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// The members we know, by name. Read as bytes, because a name may hold a lone
+/// surrogate.
+enum Member {
+    Event,
+    Data,
+    Cid,
+    Rid,
+    Channel,
+    Unknown,
+}
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+
+        impl Visitor<'_> for Name {
+            type Value = Member;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a member's name")
+            }
+
+            fn visit_bytes<E: serde::de::Error>(self, name: &[u8]) -> Result<Member, E> {
+                Ok(match name {
+                    b"event" => Member::Event,
+                    b"data" => Member::Data,
+                    b"cid" => Member::Cid,
+                    b"rid" => Member::Rid,
+                    b"channel" => Member::Channel,
+                    _ => Member::Unknown,
+                })
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Member, E> {
+                self.visit_bytes(name.as_bytes())
+            }
+        }
+
+        deserializer.deserialize_bytes(Name)
+    }
+}
+
+impl<'de> Deserialize<'de> for Packet<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = Packet<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a packet object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Packet<'de>, A::Error> {
+                let mut packet = Packet::default();
+                while let Some(member) = map.next_key()? {
+                    match member {
+                        Member::Event => packet.event = string(map.next_value()?),
+                        Member::Data => packet.data = Some(map.next_value()?),
+                        Member::Cid => packet.cid = number(map.next_value()?),
+                        Member::Rid => packet.rid = number(map.next_value()?),
+                        Member::Channel | Member::Unknown => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(packet)
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChannelData<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = ChannelData<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a channel")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<ChannelData<'de>, A::Error> {
+                let mut data = ChannelData::default();
+                while let Some(member) = map.next_key()? {
+                    match member {
+                        Member::Channel => data.channel = string(map.next_value()?),
+                        Member::Data => data.data = Some(map.next_value()?),
+                        Member::Event | Member::Cid | Member::Rid | Member::Unknown => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(data)
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+fn number(raw: &RawValue) -> Option<CallId> {
+    CallId::from_json(raw.get())
+}

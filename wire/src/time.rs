@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 ///
 /// All processes of one host read the same clock, so a value keeps its meaning
 /// when a session is handed over; `std::time::Instant` cannot be sent.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Millis(pub u64);
 
 impl Millis {

@@ -1,0 +1,77 @@
+//! The configuration as text for people; both forms are files that load.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use toml::{Table, Value};
+
+use super::{Config, SECTIONS, Source};
+
+/// Every key with its documentation and its default, all of it commented out:
+/// a file to start from.
+#[must_use]
+pub fn commented_defaults() -> String {
+    let values = values(&Config::default());
+    let mut text = String::from(
+        "# The defaults of every setting. What starts with `#` and a space is text;\n\
+         # remove the `#` of a setting to change it.\n",
+    );
+    for section in SECTIONS {
+        text.push('\n');
+        push_doc(&mut text, section.doc);
+        push(&mut text, format_args!("[{}]\n", section.name));
+        for key in section.keys {
+            push_doc(&mut text, key.doc);
+            match value_of(&values, section.name, key.name) {
+                Some(value) => push(&mut text, format_args!("#{} = {value}\n", key.name)),
+                None => push(&mut text, format_args!("# {} is not set\n", key.name)),
+            }
+        }
+    }
+    text
+}
+
+/// The configuration in effect, each value with where it came from.
+#[must_use]
+pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String {
+    let values = values(config);
+    let mut text = String::new();
+    for section in SECTIONS {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        push(&mut text, format_args!("[{}]\n", section.name));
+        for key in section.keys {
+            let source = sources.get(&format!("{}.{}", section.name, key.name));
+            let source = source.map_or_else(|| "default".to_owned(), ToString::to_string);
+            match value_of(&values, section.name, key.name) {
+                Some(value) => {
+                    push(
+                        &mut text,
+                        format_args!("{} = {value}  # {source}\n", key.name),
+                    );
+                }
+                None => push(&mut text, format_args!("# {} is not set\n", key.name)),
+            }
+        }
+    }
+    text
+}
+
+fn values(config: &Config) -> Table {
+    Table::try_from(config).expect("a configuration is always TOML")
+}
+
+fn value_of<'a>(values: &'a Table, section: &str, key: &str) -> Option<&'a Value> {
+    values.get(section)?.get(key)
+}
+
+fn push_doc(text: &mut String, lines: &[&str]) {
+    for line in lines {
+        push(text, format_args!("# {}\n", line.trim()));
+    }
+}
+
+fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
+    text.write_fmt(line)
+        .expect("writing to a string never fails");
+}

@@ -1,0 +1,246 @@
+//! Whether values that are each fine also fit together.
+
+use std::{fmt::Display, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::Config;
+use crate::ByteSize;
+
+/// Browsers fire a timer beyond 2³¹ ms at once.
+const CLIENT_TIMER_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+/// Longest stall of a node that the supervisor tolerates; a worker may re-send
+/// a publication this long after its own time-out (delivery.md A2).
+const STALL_MAX: Duration = Duration::from_secs(15);
+const HEAD_BYTES_MIN: ByteSize = ByteSize::kib(1);
+const HEAD_BYTES_MAX: ByteSize = ByteSize::mib(1);
+const MESSAGE_BYTES_MIN: ByteSize = ByteSize::kib(1);
+/// gRPC carries a message with its envelope in one frame of a batch.
+const MESSAGE_BYTES_MAX: ByteSize = ByteSize::mib(64);
+const THREADS_MAX: u32 = 256;
+/// Longest time that a setting may name: far from every overflow.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The first rule that a configuration breaks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Invalid {
+    pub(super) key: &'static str,
+    pub(super) reason: String,
+}
+
+pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
+    listener(config)?;
+    heartbeat(config)?;
+    auth(config)?;
+    sizes(config)?;
+    broker(config)?;
+    shutdown(config)?;
+    log(config)
+}
+
+fn listener(config: &Config) -> Result<(), Invalid> {
+    let listener = &config.listener;
+    let path = &listener.path;
+    let printable = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%');
+    require(
+        "listener.path",
+        path.starts_with('/') && path.chars().all(printable),
+        || format!("`{path}` must start with / and have no space, ?, # or %"),
+    )?;
+    require("listener.origins", !listener.origins.is_empty(), || {
+        "the list is empty, so no browser could connect; `*:*` allows all".into()
+    })?;
+    for origin in &listener.origins {
+        let good = origin
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && is_port(port));
+        require("listener.origins", good, || {
+            format!("`{origin}` is not `host:port`, `host:*`, `*:port` or `*:*`")
+        })?;
+    }
+    within(
+        "listener.head_bytes_max",
+        listener.head_bytes_max,
+        HEAD_BYTES_MIN,
+        HEAD_BYTES_MAX,
+    )?;
+    duration("listener.handshake_timeout", listener.handshake_timeout)
+}
+
+fn is_port(port: &str) -> bool {
+    port == "*" || port.parse::<u16>().is_ok()
+}
+
+fn heartbeat(config: &Config) -> Result<(), Invalid> {
+    let heartbeat = &config.heartbeat;
+    duration("heartbeat.ping_interval", heartbeat.ping_interval)?;
+    require(
+        "heartbeat.pong_timeout",
+        heartbeat.pong_timeout > heartbeat.ping_interval,
+        || {
+            format!(
+                "{} must exceed heartbeat.ping_interval {}",
+                human(heartbeat.pong_timeout),
+                human(heartbeat.ping_interval)
+            )
+        },
+    )?;
+    require(
+        "heartbeat.pong_timeout",
+        heartbeat.pong_timeout <= CLIENT_TIMER_MAX,
+        || {
+            format!(
+                "{} is longer than a client's timer can be, {}",
+                human(heartbeat.pong_timeout),
+                human(CLIENT_TIMER_MAX)
+            )
+        },
+    )
+}
+
+fn auth(config: &Config) -> Result<(), Invalid> {
+    let auth = &config.auth;
+    if let (Some(key), Some(public)) = (&auth.key_file, &auth.public_key_file) {
+        return Err(Invalid {
+            key: "auth.public_key_file",
+            reason: format!(
+                "{} contradicts auth.key_file {}: tokens are verified with one or the other",
+                public.display(),
+                key.display()
+            ),
+        });
+    }
+    within(
+        "auth.token_expiry",
+        Seconds(auth.token_expiry),
+        Seconds(Duration::from_secs(1)),
+        Seconds(DURATION_MAX),
+    )
+}
+
+/// Sizes fit into each other (delivery.md F4): what one setting lets in, the
+/// next must be able to carry.
+fn sizes(config: &Config) -> Result<(), Invalid> {
+    let limits = &config.limits;
+    let message = limits.message_bytes_max;
+    if limits.connections_max == Some(0) {
+        return Err(Invalid {
+            key: "limits.connections_max",
+            reason: "0 would refuse every client".into(),
+        });
+    }
+    within(
+        "limits.message_bytes_max",
+        message,
+        MESSAGE_BYTES_MIN,
+        MESSAGE_BYTES_MAX,
+    )?;
+    require(
+        "limits.channels_per_connection_max",
+        limits.channels_per_connection_max > 0,
+        || "0 would refuse every subscription".into(),
+    )?;
+    // An empty outbox takes one frame of any size, so the envelope that a
+    // delivery adds to a message does not count here.
+    for (key, size) in [
+        ("limits.outbox_bytes_max", limits.outbox_bytes_max),
+        ("link.window_bytes", config.link.window_bytes),
+        ("link.credit_bytes", config.link.credit_bytes),
+        ("broker.tail_bytes_max", config.broker.tail_bytes_max),
+    ] {
+        require(key, size >= message, || {
+            format!("{size} is less than one message, limits.message_bytes_max {message}")
+        })?;
+    }
+    duration("link.publish_timeout", config.link.publish_timeout)
+}
+
+fn broker(config: &Config) -> Result<(), Invalid> {
+    let broker = &config.broker;
+    within("broker.threads", broker.threads, 1, THREADS_MAX)?;
+    duration("broker.tail_age", broker.tail_age)?;
+    require("broker.channels_max", broker.channels_max > 0, || {
+        "0 would refuse every channel".into()
+    })?;
+    duration("broker.key_window", broker.key_window)?;
+    let publish_timeout = config.link.publish_timeout;
+    require(
+        "broker.key_window",
+        broker.key_window >= publish_timeout + STALL_MAX,
+        || {
+            format!(
+                "{} is shorter than a publication may be re-sent: \
+                 link.publish_timeout {} plus {}",
+                human(broker.key_window),
+                human(publish_timeout),
+                human(STALL_MAX)
+            )
+        },
+    )
+}
+
+fn shutdown(config: &Config) -> Result<(), Invalid> {
+    let shutdown = &config.shutdown;
+    require(
+        "shutdown.closes_per_second",
+        shutdown.closes_per_second > 0,
+        || "0 would never end; to cut all connections at once set shutdown.timeout to 1ms".into(),
+    )?;
+    duration("shutdown.timeout", shutdown.timeout)
+}
+
+fn log(config: &Config) -> Result<(), Invalid> {
+    let filter = &config.log.filter;
+    match EnvFilter::try_new(filter) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Invalid {
+            key: "log.filter",
+            reason: format!("`{filter}`: {error}"),
+        }),
+    }
+}
+
+/// Times are at least a millisecond, the unit of all timers here.
+fn duration(key: &'static str, value: Duration) -> Result<(), Invalid> {
+    within(
+        key,
+        Seconds(value),
+        Seconds(Duration::from_millis(1)),
+        Seconds(DURATION_MAX),
+    )
+}
+
+fn within<T: PartialOrd + Display + Copy>(
+    key: &'static str,
+    value: T,
+    min: T,
+    max: T,
+) -> Result<(), Invalid> {
+    require(key, (min..=max).contains(&value), || {
+        format!("{value} is not between {min} and {max}")
+    })
+}
+
+fn require(key: &'static str, holds: bool, reason: impl FnOnce() -> String) -> Result<(), Invalid> {
+    if holds {
+        return Ok(());
+    }
+    Err(Invalid {
+        key,
+        reason: reason(),
+    })
+}
+
+fn human(duration: Duration) -> impl Display {
+    humantime::format_duration(duration)
+}
+
+/// A duration that prints itself as people write it.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Seconds(Duration);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        human(self.0).fmt(f)
+    }
+}

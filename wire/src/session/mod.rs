@@ -1,0 +1,565 @@
+//! The server's side of one client's session.
+//!
+//! A [`Session`] is plain data: it is its own snapshot. It is fed with packets,
+//! the time and news from the cluster, queues frames for the client in
+//! [`Context::out`], and returns what the worker must do as an [`Effect`].
+
+mod answers;
+mod heartbeat;
+mod subscriptions;
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+pub use self::heartbeat::Heartbeat;
+use self::{answers::Answers, subscriptions::Subscriptions};
+use crate::{
+    CallId, ChannelName, ChannelNameError, Millis,
+    answer::{self, CallError},
+    close::CloseCode,
+    packet::{self, ChannelData, Packet, Version},
+    token::{TokenError, UnixSeconds, Verified},
+};
+
+/// Bytes of a session id.
+pub const SESSION_ID_LEN: usize = 20;
+
+/// What a client knows its session by, and the producer in its publications'
+/// keys: 20 characters of URL-safe base64, so 120 bits that nobody can guess.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionId([u8; SESSION_ID_LEN]);
+
+impl SessionId {
+    /// An id from 15 random bytes.
+    #[must_use]
+    pub fn from_random(bytes: [u8; 15]) -> Self {
+        use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+        let mut id = [0; SESSION_ID_LEN];
+        URL_SAFE_NO_PAD
+            .encode_slice(bytes, &mut id)
+            .expect("15 bytes are 20 characters of base64");
+        Self(id)
+    }
+
+    /// The id as the client sees it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({self})")
+    }
+}
+
+/// What all sessions of a worker have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Longest from TCP accept to `#handshake`; then 4005.
+    pub handshake_timeout: Duration,
+    /// Time between two pings.
+    pub ping_interval: Duration,
+    /// A client without a sign of life for this long is closed with 4001; also
+    /// the `pingTimeout` it is told.
+    pub pong_timeout: Duration,
+    /// Channels one session may subscribe to.
+    pub channels_max: usize,
+}
+
+/// What a session asks of the worker that has it.
+pub trait Host {
+    /// Checks a token's signature and times; `now` decides about `exp` and
+    /// `nbf`, without leeway.
+    ///
+    /// # Errors
+    /// What the client is told.
+    fn verify(&self, token: &str, now: UnixSeconds) -> Result<Verified, TokenError>;
+
+    /// The name as the worker keeps it, so that all subscriptions of a channel
+    /// share one allocation.
+    ///
+    /// # Errors
+    /// The name is too long.
+    fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError>;
+}
+
+/// The present, as a session sees it.
+#[expect(
+    missing_debug_implementations,
+    reason = "borrows a trait object for one call"
+)]
+pub struct Context<'c> {
+    /// For deadlines.
+    pub now: Millis,
+    /// For tokens.
+    pub unix_now: UnixSeconds,
+    /// The worker's rules.
+    pub rules: &'c Rules,
+    /// The worker.
+    pub host: &'c dyn Host,
+    /// Frames for the client, in order.
+    pub out: &'c mut Vec<Bytes>,
+}
+
+/// What the worker must do next.
+#[derive(Debug)]
+#[must_use]
+pub enum Effect<'a> {
+    /// Nothing.
+    Nothing,
+    /// Tell [`Session::confirm`] once the channel's owner has the subscription.
+    Subscribe(ChannelName),
+    /// The session no longer wants the channel.
+    Unsubscribe(ChannelName),
+    /// Hand the publication to its owner; then, if `cid` is there, answer it.
+    Publish(Publish<'a>),
+    /// Send what is queued and end the connection.
+    Close(CloseCode),
+}
+
+/// A client's publication.
+#[derive(Debug)]
+pub struct Publish<'a> {
+    /// Where.
+    pub channel: ChannelName,
+    /// Raw JSON; absent is not the same as `null`.
+    pub data: Option<&'a RawValue>,
+    /// The call that waits for the acknowledgement.
+    pub cid: Option<CallId>,
+    /// Counts this session's publications: 1, 2, 3 … (delivery.md A1).
+    pub n: u64,
+}
+
+/// One client's protocol state, from TCP accept to close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    id: SessionId,
+    phase: Phase,
+    token: Option<Token>,
+    /// Publications so far.
+    published: u64,
+    heartbeat: Heartbeat,
+    subscriptions: Subscriptions,
+    answers: Answers,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    /// Nothing but `#handshake` is allowed, until then.
+    Connecting {
+        deadline: Millis,
+    },
+    Open,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Token {
+    expires: Option<UnixSeconds>,
+}
+
+impl Session {
+    /// A session on a connection that was accepted at `accepted`.
+    #[must_use]
+    pub fn new(id: SessionId, accepted: Millis, now: Millis, rules: &Rules) -> Self {
+        Self {
+            id,
+            phase: Phase::Connecting {
+                deadline: accepted + rules.handshake_timeout,
+            },
+            token: None,
+            published: 0,
+            heartbeat: Heartbeat::new(now, rules),
+            subscriptions: Subscriptions::default(),
+            answers: Answers::default(),
+        }
+    }
+
+    /// What the client knows this session by.
+    #[must_use]
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Whether `#handshake` is done.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether a token stands.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Channels this session wants, confirmed or not.
+    pub fn channels(&self) -> impl ExactSizeIterator<Item = &ChannelName> {
+        self.subscriptions.names()
+    }
+
+    /// Whether so many answers wait for the cluster that nothing more may be
+    /// read from this client for now.
+    #[must_use]
+    pub fn is_congested(&self, rules: &Rules) -> bool {
+        self.answers.len() > rules.channels_max + answers::WAITING_MAX
+    }
+
+    /// Any bytes from the client are a sign of life (socketcluster.md section 4).
+    pub fn handle_sign_of_life(&mut self, now: Millis, rules: &Rules) {
+        self.heartbeat.handle_sign_of_life(now, rules);
+    }
+
+    /// Time during which the worker itself did not read this client must not
+    /// count against it (delivery.md A6).
+    pub fn extend_life(&mut self, by: Duration) {
+        self.heartbeat.extend(by);
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn deadline(&self) -> Millis {
+        match self.phase {
+            Phase::Connecting { deadline } => deadline.min(self.heartbeat.deadline()),
+            Phase::Open => self.heartbeat.deadline(),
+        }
+    }
+
+    /// Sends a ping that is due, or ends a session that is out of time.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Effect<'static> {
+        if let Phase::Connecting { deadline } = self.phase
+            && cx.now >= deadline
+        {
+            return Effect::Close(CloseCode::HANDSHAKE_TIMEOUT);
+        }
+        self.heartbeat.handle_timeout(cx)
+    }
+
+    /// The answer to a ping.
+    pub fn handle_pong(&mut self, version: Version, cx: &mut Context<'_>) -> Effect<'static> {
+        if !self.is_open() {
+            return Effect::Close(CloseCode::BEFORE_HANDSHAKE);
+        }
+        self.heartbeat.handle_pong(version);
+        self.drop_expired_token(cx);
+        Effect::Nothing
+    }
+
+    /// A message that holds no packet.
+    pub fn handle_noise(&mut self) -> Effect<'static> {
+        if self.is_open() {
+            Effect::Nothing
+        } else {
+            Effect::Close(CloseCode::BEFORE_HANDSHAKE)
+        }
+    }
+
+    /// One packet; the dispatch of socketcluster.md section 2.
+    pub fn handle_packet<'a>(&mut self, packet: Packet<'a>, cx: &mut Context<'_>) -> Effect<'a> {
+        let event = packet.event.as_deref().unwrap_or_default();
+        match (event, &packet.cid) {
+            ("#handshake", None) => return Effect::Close(CloseCode::BAD_HANDSHAKE),
+            ("#handshake", Some(cid)) => {
+                self.handshake(cid, packet.data, cx);
+                return Effect::Nothing;
+            }
+            _ if !self.is_open() => return Effect::Close(CloseCode::BEFORE_HANDSHAKE),
+            ("#authenticate", None) => return Effect::Close(CloseCode::BAD_HANDSHAKE),
+            ("#authenticate", Some(cid)) => {
+                self.authenticate(cid, packet.data, cx);
+                return Effect::Nothing;
+            }
+            ("#removeAuthToken", _) => {
+                self.token = None;
+                return Effect::Nothing;
+            }
+            _ => {}
+        }
+        if packet.event.is_none() {
+            // An answer to a call of ours (we make none), or nothing at all.
+            return Effect::Nothing;
+        }
+        self.drop_expired_token(cx);
+        match event {
+            "#publish" => self.publish(packet.data, packet.cid, cx),
+            "#subscribe" => self.subscribe(packet.data, packet.cid, cx),
+            "#unsubscribe" => self.unsubscribe(packet.data, packet.cid.as_ref(), cx),
+            other => {
+                if other == "#disconnect" {
+                    // Only v14 and older send it.
+                    self.heartbeat.handle_pong(Version::One);
+                }
+                if let Some(cid) = &packet.cid {
+                    let error = CallError::unknown_procedure(other);
+                    self.answers.push(answer::failure(cid, &error), cx.out);
+                }
+                Effect::Nothing
+            }
+        }
+    }
+
+    /// The channel's owner has the subscription.
+    pub fn confirm(&mut self, channel: &str, cx: &mut Context<'_>) {
+        self.subscriptions.confirm(channel);
+        self.answers.resolve(channel, answer::success, cx.out);
+    }
+
+    /// The channel's owner will not have the subscription.
+    pub fn refuse(&mut self, channel: &str, error: &CallError, cx: &mut Context<'_>) {
+        self.subscriptions.remove(channel);
+        self.answers
+            .resolve(channel, |cid| answer::failure(cid, error), cx.out);
+    }
+
+    /// The operator issues a token (socketcluster.md section 8, `#setAuthToken`).
+    /// Returns false before the handshake, when that is not allowed.
+    pub fn set_token(&mut self, token: &str, verified: Verified, cx: &mut Context<'_>) -> bool {
+        if self.is_open() {
+            self.token = Some(Token {
+                expires: verified.expires,
+            });
+            cx.out.push(answer::set_auth_token(token));
+        }
+        self.is_open()
+    }
+
+    /// The operator withdraws the token.
+    pub fn remove_token(&mut self, cx: &mut Context<'_>) {
+        self.token = None;
+        cx.out.push(answer::remove_auth_token());
+    }
+
+    /// The operator ends a subscription; the client will not come back to it by
+    /// itself. Returns false if there was none.
+    pub fn kick_out(&mut self, channel: &str, message: Option<&str>, cx: &mut Context<'_>) -> bool {
+        let removed = self.subscriptions.remove(channel);
+        if removed {
+            self.answers.resolve(channel, answer::success, cx.out);
+            cx.out.push(answer::kick_out(channel, message));
+        }
+        removed
+    }
+
+    /// Processed again when it comes again, and answered with the same id.
+    fn handshake(&mut self, cid: &CallId, data: Option<&RawValue>, cx: &mut Context<'_>) {
+        self.phase = Phase::Open;
+        let given = data
+            .and_then(|raw| serde_json::from_str::<Handshake<'_>>(raw.get()).ok())
+            .and_then(|handshake| handshake.auth_token)
+            .filter(|token| !matches!(token.get(), "null" | "\"\""));
+        let error = given.and_then(|token| self.take_token(token, cx).err());
+        let body = HandshakeAnswer {
+            id: self.id.as_str(),
+            ping_timeout: cx.rules.pong_timeout.as_millis(),
+            is_authenticated: self.token.is_some(),
+            auth_error: error.as_ref().map(TokenError::body),
+        };
+        self.answers.push(answer::success_with(cid, &body), cx.out);
+        if error.is_some_and(|error| error.is_bad_token()) {
+            cx.out.push(answer::remove_auth_token());
+        }
+    }
+
+    fn authenticate(&mut self, cid: &CallId, data: Option<&RawValue>, cx: &mut Context<'_>) {
+        let result = match data {
+            None => Err(TokenError::Invalid("jwt must be provided")),
+            Some(raw) => self.take_token(raw, cx),
+        };
+        let error = match result {
+            Ok(()) => None,
+            Err(error) if error.is_bad_token() => {
+                self.answers
+                    .push(answer::token_failure(cid, &error), cx.out);
+                cx.out.push(answer::remove_auth_token());
+                return;
+            }
+            Err(error) => Some(error),
+        };
+        let body = AuthenticateAnswer {
+            is_authenticated: self.token.is_some(),
+            auth_error: error.as_ref().map(TokenError::body),
+        };
+        self.answers.push(answer::success_with(cid, &body), cx.out);
+    }
+
+    /// Whatever the outcome, an earlier token no longer stands.
+    fn take_token(&mut self, raw: &RawValue, cx: &Context<'_>) -> Result<(), TokenError> {
+        self.token = None;
+        let token = match raw.get() {
+            "null" | "\"\"" => return Err(TokenError::Invalid("jwt must be provided")),
+            text if text.starts_with('"') => {
+                packet::string(raw).ok_or(TokenError::Invalid("jwt malformed"))?
+            }
+            _ => {
+                return Err(TokenError::Other(
+                    "Invalid token format - Token must be a string",
+                ));
+            }
+        };
+        let Verified { expires } = cx.host.verify(&token, cx.unix_now)?;
+        self.token = Some(Token { expires });
+        Ok(())
+    }
+
+    /// Noticed on pongs and events only; the request that reveals it is still
+    /// executed (socketcluster.md section 8, Expiry).
+    fn drop_expired_token(&mut self, cx: &mut Context<'_>) {
+        if let Some(Token {
+            expires: Some(expires),
+        }) = self.token
+            && cx.unix_now > expires
+        {
+            self.remove_token(cx);
+        }
+    }
+
+    fn publish<'a>(
+        &mut self,
+        data: Option<&'a RawValue>,
+        cid: Option<CallId>,
+        cx: &mut Context<'_>,
+    ) -> Effect<'a> {
+        let ChannelData { channel, data } = ChannelData::parse(data);
+        match wanted_channel(channel, "Publish", cx.host) {
+            Ok(channel) => {
+                self.published += 1;
+                Effect::Publish(Publish {
+                    channel,
+                    data,
+                    cid,
+                    n: self.published,
+                })
+            }
+            Err(error) => self.answer_failure(cid.as_ref(), &error, cx),
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        data: Option<&RawValue>,
+        cid: Option<CallId>,
+        cx: &mut Context<'_>,
+    ) -> Effect<'static> {
+        // Without a cid the reference does not perform it (section 7).
+        let Some(cid) = cid else {
+            return Effect::Nothing;
+        };
+        // v14 servers also took a bare string.
+        let channel = ChannelData::parse(data)
+            .channel
+            .or_else(|| data.and_then(packet::string));
+        let channel = match wanted_channel(channel, "Subscribe", cx.host) {
+            Ok(channel) => channel,
+            Err(error) => return self.answer_failure(Some(&cid), &error, cx),
+        };
+        match self.subscriptions.find(&channel) {
+            Some(true) => {
+                self.answers.push(answer::success(&cid), cx.out);
+                Effect::Nothing
+            }
+            Some(false) => {
+                self.answers.wait(cid, channel);
+                Effect::Nothing
+            }
+            None if self.subscriptions.len() >= cx.rules.channels_max => {
+                let error = CallError::broker(format!(
+                    "Failed to subscribe socket to the {channel} channel - InvalidActionError: \
+                     Socket {} tried to exceed the channel subscription limit of {}",
+                    self.id, cx.rules.channels_max
+                ));
+                self.answer_failure(Some(&cid), &error, cx)
+            }
+            None => {
+                self.subscriptions.insert(channel.clone());
+                self.answers.wait(cid, channel.clone());
+                Effect::Subscribe(channel)
+            }
+        }
+    }
+
+    fn unsubscribe(
+        &mut self,
+        data: Option<&RawValue>,
+        cid: Option<&CallId>,
+        cx: &mut Context<'_>,
+    ) -> Effect<'static> {
+        let channel = match wanted_channel(data.and_then(packet::string), "Unsubscribe", cx.host) {
+            Ok(channel) => channel,
+            Err(error) => return self.answer_failure(cid, &error, cx),
+        };
+        if !self.subscriptions.remove(&channel) {
+            let error = CallError::broker(format!(
+                "Failed to unsubscribe socket from the {channel} channel - InvalidActionError: \
+                 Socket {} tried to unsubscribe from a channel which it is not subscribed to",
+                self.id
+            ));
+            return self.answer_failure(cid, &error, cx);
+        }
+        // A subscribe that still waits was asked for and is now given up: done.
+        self.answers.resolve(&channel, answer::success, cx.out);
+        if let Some(cid) = cid {
+            self.answers.push(answer::success(cid), cx.out);
+        }
+        Effect::Unsubscribe(channel)
+    }
+
+    /// A packet without cid fails in silence.
+    fn answer_failure(
+        &mut self,
+        cid: Option<&CallId>,
+        error: &CallError,
+        cx: &mut Context<'_>,
+    ) -> Effect<'static> {
+        if let Some(cid) = cid {
+            self.answers.push(answer::failure(cid, error), cx.out);
+        }
+        Effect::Nothing
+    }
+}
+
+fn wanted_channel(
+    channel: Option<Cow<'_, str>>,
+    action: &str,
+    host: &dyn Host,
+) -> Result<ChannelName, CallError> {
+    let channel = channel.ok_or_else(|| {
+        CallError::invalid_action(format!("{action} channel name was malformatted"))
+    })?;
+    host.intern(&channel).map_err(|error| {
+        CallError::invalid_action(format!("{action} channel name was malformatted: {error}"))
+    })
+}
+
+#[derive(Debug, Deserialize)]
+struct Handshake<'a> {
+    #[serde(rename = "authToken", borrow)]
+    auth_token: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HandshakeAnswer<'a> {
+    id: &'a str,
+    ping_timeout: u128,
+    is_authenticated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_error: Option<crate::token::TokenErrorBody>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AuthenticateAnswer {
+    is_authenticated: bool,
+    auth_error: Option<crate::token::TokenErrorBody>,
+}

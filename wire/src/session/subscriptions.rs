@@ -1,0 +1,71 @@
+//! The channels of one session.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ChannelName;
+
+/// Sorted by name: one allocation, and a binary search finds a channel even
+/// among a thousand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Subscriptions(Vec<Subscription>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Subscription {
+    channel: ChannelName,
+    /// The channel's owner has it.
+    confirmed: bool,
+}
+
+impl Subscriptions {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &ChannelName> {
+        self.0.iter().map(|subscription| &subscription.channel)
+    }
+
+    /// Whether the channel is subscribed, and if so, whether that is confirmed.
+    pub(super) fn find(&self, channel: &str) -> Option<bool> {
+        let index = self.search(channel).ok()?;
+        Some(self.0[index].confirmed)
+    }
+
+    pub(super) fn insert(&mut self, channel: ChannelName) {
+        if let Err(index) = self.search(&channel) {
+            if self.0.capacity() == 0 {
+                // Most clients have one or two channels; the default would
+                // reserve four.
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(
+                index,
+                Subscription {
+                    channel,
+                    confirmed: false,
+                },
+            );
+        }
+    }
+
+    pub(super) fn confirm(&mut self, channel: &str) {
+        if let Ok(index) = self.search(channel) {
+            self.0[index].confirmed = true;
+        }
+    }
+
+    pub(super) fn remove(&mut self, channel: &str) -> bool {
+        match self.search(channel) {
+            Ok(index) => {
+                self.0.remove(index);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn search(&self, channel: &str) -> Result<usize, usize> {
+        self.0
+            .binary_search_by(|subscription| (*subscription.channel).cmp(channel))
+    }
+}

@@ -1,0 +1,289 @@
+//! Which connections of this worker listen to which channel, and how far the
+//! worker itself is in it (hop 5, fan-out).
+
+use std::collections::HashMap;
+
+use muster_proto::{ShardId, shard_of};
+use muster_wire::ChannelName;
+
+use crate::connection::ConnectionKey;
+
+/// A place in a channel's log; offsets compare within one generation only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) generation: u64,
+    pub(crate) offset: u64,
+}
+
+/// The channels that this worker subscribes to.
+#[derive(Debug, Default)]
+pub(crate) struct Channels {
+    by_name: HashMap<ChannelName, Channel>,
+    subscriptions: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Channel {
+    shard: ShardId,
+    /// Get every publication.
+    subscribers: Vec<ConnectionKey>,
+    /// Will, once the owner has the subscription.
+    waiting: Vec<ConnectionKey>,
+    /// The owner has the subscription, in the current epoch.
+    confirmed: bool,
+    /// The last publication that was fanned out.
+    position: Option<Position>,
+}
+
+/// What joining a channel takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// The subscription stands already.
+    Confirmed,
+    /// The owner's answer is on its way.
+    Waiting,
+    /// The owner must be asked.
+    First,
+}
+
+/// How a publication's offset fits to what came before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    Next,
+    /// Seen before; it goes to nobody.
+    Repeated,
+    /// Something before it is missing.
+    AfterHole,
+}
+
+impl Channels {
+    pub(crate) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Subscriptions of all connections.
+    pub(crate) fn subscriptions(&self) -> usize {
+        self.subscriptions
+    }
+
+    /// The name as it is kept here, if it is.
+    pub(crate) fn name(&self, channel: &str) -> Option<&ChannelName> {
+        self.by_name.get_key_value(channel).map(|(name, _)| name)
+    }
+
+    pub(crate) fn join(&mut self, name: &ChannelName, key: ConnectionKey) -> Joined {
+        self.subscriptions += 1;
+        let Some(channel) = self.by_name.get_mut(&**name) else {
+            let channel = Channel {
+                shard: shard_of(&**name),
+                subscribers: Vec::new(),
+                waiting: vec![key],
+                confirmed: false,
+                position: None,
+            };
+            self.by_name.insert(name.clone(), channel);
+            return Joined::First;
+        };
+        if channel.confirmed {
+            channel.subscribers.push(key);
+            Joined::Confirmed
+        } else {
+            channel.waiting.push(key);
+            Joined::Waiting
+        }
+    }
+
+    /// Returns true if nobody is left, so that the channel is gone.
+    pub(crate) fn leave(&mut self, name: &str, key: ConnectionKey) -> bool {
+        let Some(channel) = self.by_name.get_mut(name) else {
+            return false;
+        };
+        for list in [&mut channel.subscribers, &mut channel.waiting] {
+            if let Some(index) = list.iter().position(|other| *other == key) {
+                list.swap_remove(index);
+                self.subscriptions -= 1;
+                break;
+            }
+        }
+        let is_empty = channel.subscribers.is_empty() && channel.waiting.is_empty();
+        if is_empty {
+            self.by_name.remove(name);
+        }
+        is_empty
+    }
+
+    /// The owner has the subscription and goes on right after `position`.
+    /// Returns those who waited for it, and whether publications are missing
+    /// that this worker's subscribers should have had.
+    pub(crate) fn confirm(
+        &mut self,
+        name: &str,
+        position: Position,
+        recovered: bool,
+    ) -> (Vec<ConnectionKey>, bool) {
+        let Some(channel) = self.by_name.get_mut(name) else {
+            return (Vec::new(), false);
+        };
+        let has_hole = channel.position.is_some() && !recovered;
+        channel.confirmed = true;
+        // A recovered link is told where it left off, or what it has already.
+        channel.position = Some(match channel.position {
+            Some(own) if own.generation == position.generation && own.offset > position.offset => {
+                own
+            }
+            Some(_) | None => position,
+        });
+        let waited = std::mem::take(&mut channel.waiting);
+        channel.subscribers.extend_from_slice(&waited);
+        (waited, has_hole)
+    }
+
+    /// The owner will not have the subscription: returns those who waited for it
+    /// and now have none.
+    pub(crate) fn refuse(&mut self, name: &str) -> Vec<ConnectionKey> {
+        let Some(channel) = self.by_name.get_mut(name) else {
+            return Vec::new();
+        };
+        let waited = std::mem::take(&mut channel.waiting);
+        self.subscriptions -= waited.len();
+        if channel.subscribers.is_empty() {
+            self.by_name.remove(name);
+        }
+        waited
+    }
+
+    /// Who gets the publication at `offset`, and how that fits.
+    pub(crate) fn arrive(
+        &mut self,
+        name: &str,
+        offset: u64,
+    ) -> Option<(&[ConnectionKey], Arrival)> {
+        let channel = self.by_name.get_mut(name)?;
+        // What comes before the subscription is confirmed belongs to an older one.
+        let position = channel.position.as_mut().filter(|_| channel.confirmed)?;
+        let arrival = match offset {
+            offset if offset <= position.offset => return Some((&[], Arrival::Repeated)),
+            offset if offset == position.offset + 1 => Arrival::Next,
+            _ => Arrival::AfterHole,
+        };
+        position.offset = offset;
+        Some((&channel.subscribers, arrival))
+    }
+
+    /// The subscriptions of these shards stand no longer. Returns their
+    /// channels, with what the worker has of them.
+    pub(crate) fn unconfirm(
+        &mut self,
+        shards: impl Fn(ShardId) -> bool,
+    ) -> Vec<(ChannelName, Option<Position>)> {
+        let mut affected = Vec::new();
+        for (name, channel) in &mut self.by_name {
+            if shards(channel.shard) {
+                channel.confirmed = false;
+                affected.push((name.clone(), channel.position));
+            }
+        }
+        affected
+    }
+
+    /// What the owner must be told to subscribe again; `None` if it need not be.
+    pub(crate) fn unconfirmed(&self, name: &str) -> Option<Option<Position>> {
+        let channel = self.by_name.get(name)?;
+        (!channel.confirmed).then_some(channel.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(index: u32) -> ConnectionKey {
+        ConnectionKey { index, serial: 1 }
+    }
+
+    fn name(raw: &str) -> ChannelName {
+        ChannelName::try_from(raw).unwrap()
+    }
+
+    fn at(generation: u64, offset: u64) -> Position {
+        Position { generation, offset }
+    }
+
+    #[test]
+    fn only_the_first_subscriber_makes_the_worker_ask_and_only_the_last_ends_it() {
+        let mut channels = Channels::default();
+        let a = name("a");
+        assert_eq!(channels.join(&a, key(1)), Joined::First);
+        assert_eq!(channels.join(&a, key(2)), Joined::Waiting);
+        assert_eq!(
+            channels.confirm("a", at(7, 0), true),
+            (vec![key(1), key(2)], false)
+        );
+        assert_eq!(channels.join(&a, key(3)), Joined::Confirmed);
+        assert_eq!(channels.subscriptions(), 3);
+        assert!(!channels.leave("a", key(1)));
+        assert!(!channels.leave("a", key(3)));
+        assert!(channels.leave("a", key(2)));
+        assert_eq!((channels.subscriptions(), channels.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_publication_reaches_subscribers_once() {
+        let mut channels = Channels::default();
+        channels.join(&name("a"), key(1));
+        assert_eq!(channels.arrive("a", 1), None, "not confirmed yet");
+        channels.confirm("a", at(7, 4), true);
+        assert_eq!(channels.arrive("a", 4), Some((&[][..], Arrival::Repeated)));
+        assert_eq!(
+            channels.arrive("a", 5),
+            Some((&[key(1)][..], Arrival::Next))
+        );
+        assert_eq!(channels.arrive("a", 5), Some((&[][..], Arrival::Repeated)));
+        assert_eq!(
+            channels.arrive("a", 7),
+            Some((&[key(1)][..], Arrival::AfterHole))
+        );
+        assert_eq!(channels.arrive("b", 1), None);
+    }
+
+    #[test]
+    fn after_a_lost_link_the_owner_is_asked_for_what_is_missing() {
+        let mut channels = Channels::default();
+        channels.join(&name("a"), key(1));
+        channels.confirm("a", at(7, 4), true);
+        channels.arrive("a", 5);
+        assert_eq!(channels.unconfirm(|_| true), [(name("a"), Some(at(7, 5)))]);
+        assert_eq!(channels.join(&name("a"), key(2)), Joined::Waiting);
+        assert_eq!(channels.unconfirmed("a"), Some(Some(at(7, 5))));
+        let (waited, has_hole) = channels.confirm("a", at(7, 5), true);
+        assert_eq!((waited, has_hole), (vec![key(2)], false));
+        assert_eq!(channels.unconfirmed("a"), None);
+        assert_eq!(
+            channels.arrive("a", 6),
+            Some((&[key(1), key(2)][..], Arrival::Next))
+        );
+    }
+
+    #[test]
+    fn a_log_that_was_lost_is_a_hole_and_starts_anew() {
+        let mut channels = Channels::default();
+        channels.join(&name("a"), key(1));
+        channels.confirm("a", at(7, 100), true);
+        channels.unconfirm(|_| true);
+        assert_eq!(channels.confirm("a", at(8, 0), false), (vec![], true));
+        assert_eq!(
+            channels.arrive("a", 1),
+            Some((&[key(1)][..], Arrival::Next))
+        );
+    }
+
+    #[test]
+    fn a_repeated_leave_changes_nothing() {
+        let mut channels = Channels::default();
+        channels.join(&name("a"), key(1));
+        channels.join(&name("a"), key(2));
+        assert!(!channels.leave("a", key(1)));
+        assert!(!channels.leave("a", key(1)));
+        assert_eq!(channels.subscriptions(), 1);
+    }
+}

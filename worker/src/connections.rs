@@ -1,0 +1,136 @@
+//! The table of this worker's connections.
+
+use bytes::Bytes;
+use muster_wire::session::Session;
+use slab::Slab;
+
+use crate::{
+    connection::{Connection, ConnectionKey},
+    core::Clients,
+    outbox::Offer,
+    stats::Stats,
+};
+
+/// All connections, and which of them have something to write.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    slab: Slab<Connection>,
+    next_serial: u32,
+    outbox_bytes_max: usize,
+    /// Have something to write, each once.
+    dirty: Vec<ConnectionKey>,
+    /// Did not read what they got, and are to be closed.
+    slow: Vec<ConnectionKey>,
+}
+
+impl Connections {
+    pub(crate) fn new(outbox_bytes_max: usize) -> Self {
+        Self {
+            slab: Slab::new(),
+            next_serial: 0,
+            outbox_bytes_max,
+            dirty: Vec::new(),
+            slow: Vec::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn insert(&mut self, make: impl FnOnce(u32) -> Connection) -> ConnectionKey {
+        self.next_serial = self.next_serial.wrapping_add(1);
+        let serial = self.next_serial;
+        let index = self.slab.insert(make(serial));
+        let index = u32::try_from(index).expect("descriptors are 31-bit numbers");
+        ConnectionKey { index, serial }
+    }
+
+    pub(crate) fn get(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.slab
+            .get_mut(key.index as usize)
+            .filter(|connection| connection.serial == key.serial)
+    }
+
+    pub(crate) fn remove(&mut self, key: ConnectionKey) -> Option<Connection> {
+        self.get(key)?;
+        self.slab.try_remove(key.index as usize)
+    }
+
+    pub(crate) fn keys(&self) -> Vec<ConnectionKey> {
+        let key = |(index, connection): (usize, &Connection)| ConnectionKey {
+            index: u32::try_from(index).expect("made by `insert`"),
+            serial: connection.serial,
+        };
+        self.slab.iter().map(key).collect()
+    }
+
+    /// The connection whose client knows its session by `id`; a search, for
+    /// operators only.
+    pub(crate) fn find(&self, id: &str) -> Option<ConnectionKey> {
+        self.slab.iter().find_map(|(index, connection)| {
+            let matches = connection
+                .phase
+                .session()
+                .is_some_and(|session| session.id().as_str() == id);
+            let index = u32::try_from(index).expect("made by `insert`");
+            matches.then_some(ConnectionKey {
+                index,
+                serial: connection.serial,
+            })
+        })
+    }
+
+    /// The connection will be written to at the end of the turn.
+    pub(crate) fn mark_dirty(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.get(key)
+            && !connection.is_dirty
+        {
+            connection.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    pub(crate) fn take_dirty(&mut self) -> Vec<ConnectionKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub(crate) fn take_slow(&mut self) -> Vec<ConnectionKey> {
+        std::mem::take(&mut self.slow)
+    }
+
+    fn offer(&mut self, key: ConnectionKey, frame: Bytes) -> Option<Offer> {
+        let bytes_max = self.outbox_bytes_max;
+        let connection = self.get(key)?;
+        let offer = connection.offer(frame, bytes_max);
+        match offer {
+            Offer::Accepted if !connection.is_dirty => {
+                connection.is_dirty = true;
+                self.dirty.push(key);
+            }
+            Offer::Accepted => {}
+            Offer::Full => self.slow.push(key),
+        }
+        Some(offer)
+    }
+}
+
+impl Clients for Connections {
+    fn session(&mut self, key: ConnectionKey) -> Option<&mut Session> {
+        self.get(key)?.session()
+    }
+
+    fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>) {
+        for frame in frames.drain(..) {
+            self.offer(key, frame);
+        }
+    }
+
+    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats) {
+        for key in keys {
+            if self.offer(*key, frame.clone()) == Some(Offer::Accepted) {
+                stats.deliveries += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The worker without its sockets: sessions are fed, publications routed, and
+//! what the brokers send is fanned out. Pure; the engine and the simulation
+//! drive it.
+
+use bytes::Bytes;
+use muster_proto::{
+    ShardId, View,
+    link::{
+        BrokerBatch, BrokerFrame, NotOwner, RefusalReason, Relay, Subscribed, broker_frame::Frame,
+    },
+    shard_of,
+};
+use muster_wire::{
+    ChannelName, ChannelNameError, Millis,
+    answer::{self, CallError},
+    close::CloseCode,
+    packet::Incoming,
+    session::{Context, Effect, Host, Publish, Rules, Session},
+    token::{TokenError, UnixSeconds, Verified},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    auth::Auth,
+    channels::{Arrival, Channels, Joined, Position},
+    connection::ConnectionKey,
+    router::{Call, LinkBroken, Publication, Router, ViewChange},
+    stats::Stats,
+};
+
+/// The clients of a worker, as the core needs them.
+pub(crate) trait Clients {
+    /// The session on a connection that is still there.
+    fn session(&mut self, key: ConnectionKey) -> Option<&mut Session>;
+
+    /// Queues frames for one client, leaving `frames` empty.
+    fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>);
+
+    /// Queues one shared frame for many clients.
+    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats);
+}
+
+/// The present: one reading of the clocks for one turn of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Now {
+    pub(crate) millis: Millis,
+    pub(crate) unix: UnixSeconds,
+}
+
+/// What a message from a client means for its connection.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ingress {
+    Continue,
+    /// Read nothing more from this client until there is room.
+    Pause(Pause),
+    Close(CloseCode),
+}
+
+/// Why nothing is read from a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// The owner of this shard is behind with acks (delivery.md A6).
+    Shard(ShardId),
+    /// Its own calls wait for the cluster.
+    Answers,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) rules: Rules,
+    pub(crate) auth: Auth,
+    pub(crate) channels: Channels,
+    pub(crate) router: Router,
+    pub(crate) stats: Stats,
+    /// Subscriptions that their owner sent elsewhere; asked for again.
+    retries: Vec<ChannelName>,
+    /// Frames for one client, for reuse.
+    out: Vec<Bytes>,
+}
+
+/// What a session may ask of the worker.
+struct SessionHost<'w> {
+    auth: &'w Auth,
+    channels: &'w Channels,
+}
+
+impl Host for SessionHost<'_> {
+    fn verify(&self, token: &str, now: UnixSeconds) -> Result<Verified, TokenError> {
+        self.auth.verify(token, now)
+    }
+
+    fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError> {
+        match self.channels.name(channel) {
+            Some(name) => Ok(name.clone()),
+            None => ChannelName::try_from(channel),
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn new(rules: Rules, auth: Auth, router: Router) -> Self {
+        Self {
+            rules,
+            auth,
+            channels: Channels::default(),
+            router,
+            stats: Stats::default(),
+            retries: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Lets a session do something; what it says is appended to `out`.
+    pub(crate) fn with_session<R>(
+        &self,
+        out: &mut Vec<Bytes>,
+        now: Now,
+        act: impl FnOnce(&mut Context<'_>) -> R,
+    ) -> R {
+        let host = SessionHost {
+            auth: &self.auth,
+            channels: &self.channels,
+        };
+        act(&mut Context {
+            now: now.millis,
+            unix_now: now.unix,
+            rules: &self.rules,
+            host: &host,
+            out,
+        })
+    }
+
+    /// A text message from a client (hops 1 to 3).
+    pub(crate) fn handle_text(
+        &mut self,
+        key: ConnectionKey,
+        session: &mut Session,
+        text: &str,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) -> Ingress {
+        let mut ingress = Ingress::Continue;
+        match Incoming::parse(text) {
+            Incoming::Pong(version) => {
+                let effect = self.with_session(out, now, |cx| session.handle_pong(version, cx));
+                ingress = self.apply(key, session, effect, out, now);
+            }
+            Incoming::Noise => {
+                let effect = session.handle_noise();
+                ingress = self.apply(key, session, effect, out, now);
+            }
+            Incoming::Packets(packets) => {
+                for packet in packets {
+                    let effect =
+                        self.with_session(out, now, |cx| session.handle_packet(packet, cx));
+                    match self.apply(key, session, effect, out, now) {
+                        Ingress::Continue => {}
+                        // The rest of an array still counts: pausing only keeps
+                        // further messages from being read.
+                        pause @ Ingress::Pause(_) => ingress = pause,
+                        close @ Ingress::Close(_) => return close,
+                    }
+                }
+            }
+        }
+        if ingress == Ingress::Continue && session.is_congested(&self.rules) {
+            return Ingress::Pause(Pause::Answers);
+        }
+        ingress
+    }
+
+    /// Carries out what a session wants.
+    pub(crate) fn apply(
+        &mut self,
+        key: ConnectionKey,
+        session: &mut Session,
+        effect: Effect<'_>,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) -> Ingress {
+        match effect {
+            Effect::Nothing => {}
+            Effect::Close(code) => return Ingress::Close(code),
+            Effect::Subscribe(channel) => match self.channels.join(&channel, key) {
+                Joined::Confirmed => {
+                    self.with_session(out, now, |cx| session.confirm(&channel, cx))
+                }
+                Joined::Waiting => {}
+                Joined::First => self.router.subscribe(&channel, None),
+            },
+            Effect::Unsubscribe(channel) => self.leave(key, &channel),
+            Effect::Publish(publish) => return self.publish(key, session, publish, now),
+        }
+        Ingress::Continue
+    }
+
+    /// A connection ended: its subscriptions end with it.
+    pub(crate) fn handle_end(&mut self, key: ConnectionKey, session: &Session) {
+        for channel in session.channels() {
+            self.leave(key, channel);
+        }
+    }
+
+    /// Whether the reason for which a client is not read has gone.
+    pub(crate) fn may_resume(&self, pause: Pause, session: &Session) -> bool {
+        match pause {
+            Pause::Shard(shard) => self.router.has_room(shard),
+            Pause::Answers => !session.is_congested(&self.rules),
+        }
+    }
+
+    /// Everything a broker sent in one go (hop 5). Returns the bytes it may
+    /// send anew.
+    pub(crate) fn handle_batch(
+        &mut self,
+        broker: u32,
+        batch: BrokerBatch,
+        clients: &mut impl Clients,
+        now: Now,
+    ) -> Result<u64, LinkBroken> {
+        let mut relayed_bytes = 0;
+        for BrokerFrame { frame } in batch.frames {
+            match frame {
+                Some(Frame::Relay(relay)) => {
+                    relayed_bytes += relay.data.as_ref().map_or(0, Bytes::len) as u64;
+                    self.relay(&relay, clients);
+                }
+                Some(Frame::Ack(ack)) => self.router.ack(broker, ack.first_seq, ack.last_seq)?,
+                Some(Frame::Refusal(refusal)) => {
+                    let reason = refusal.reason();
+                    debug!(broker, ?reason, "A broker refused a publication.");
+                    self.router
+                        .refusal(broker, refusal.seq, reason, now.millis)?;
+                }
+                Some(Frame::Subscribed(subscribed)) => self.subscribed(&subscribed, clients, now),
+                Some(Frame::NotOwner(not_owner)) => self.not_owner(&not_owner, clients, now),
+                // A newer broker's, of no consequence for this worker.
+                None => {}
+            }
+        }
+        self.answer_publishers(clients);
+        Ok(relayed_bytes)
+    }
+
+    /// A link stands.
+    pub(crate) fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Now) -> bool {
+        let wanted = self.unconfirm_owned_by(broker);
+        self.router.link_up(broker, incarnation, wanted, now.millis)
+    }
+
+    /// A link broke.
+    pub(crate) fn handle_link_down(&mut self, broker: u32) {
+        self.unconfirm_owned_by(broker);
+        self.router.link_down(broker);
+    }
+
+    /// The cluster's view changed.
+    pub(crate) fn handle_view(&mut self, view: View, now: Now) -> ViewChange {
+        let change = self.router.set_view(view);
+        let moved = |shard| change.moved.binary_search(&shard).is_ok();
+        for (channel, after) in self.channels.unconfirm(moved) {
+            self.router.subscribe(&channel, after);
+        }
+        self.router.send_all(now.millis);
+        change
+    }
+
+    /// Gives up what waited too long and tries again what was refused.
+    pub(crate) fn handle_tick(&mut self, clients: &mut impl Clients, now: Now) {
+        for channel in std::mem::take(&mut self.retries) {
+            if let Some(after) = self.channels.unconfirmed(&channel) {
+                self.router.subscribe(&channel, after);
+            }
+        }
+        self.router.handle_tick(now.millis);
+        self.answer_publishers(clients);
+    }
+
+    pub(crate) fn leave(&mut self, key: ConnectionKey, channel: &ChannelName) {
+        if self.channels.leave(channel, key) {
+            self.router.unsubscribe(channel);
+        }
+    }
+
+    fn publish(
+        &mut self,
+        key: ConnectionKey,
+        session: &Session,
+        publish: Publish<'_>,
+        now: Now,
+    ) -> Ingress {
+        let Publish {
+            channel,
+            data,
+            cid,
+            n,
+        } = publish;
+        self.stats.publications += 1;
+        let shard = shard_of(&*channel);
+        let publication = Publication {
+            channel,
+            data: data.map(|raw| Bytes::copy_from_slice(raw.get().as_bytes())),
+            producer: *session.id(),
+            n,
+            call: cid.map(|cid| Call {
+                connection: key,
+                cid,
+            }),
+            accepted: now.millis,
+        };
+        self.router.publish(publication, now.millis);
+        if self.router.has_room(shard) {
+            Ingress::Continue
+        } else {
+            Ingress::Pause(Pause::Shard(shard))
+        }
+    }
+
+    fn relay(&mut self, relay: &Relay, clients: &mut impl Clients) {
+        let Ok(name) = std::str::from_utf8(&relay.channel) else {
+            warn!("A broker relayed a publication of a channel whose name is not UTF-8.");
+            return;
+        };
+        let Some((subscribers, arrival)) = self.channels.arrive(name, relay.offset) else {
+            // Unsubscribed meanwhile.
+            return;
+        };
+        match arrival {
+            Arrival::Next => {}
+            Arrival::Repeated => return,
+            Arrival::AfterHole => self.stats.holes += 1,
+        }
+        let frame = answer::publication(name, relay.data.as_deref());
+        clients.fan_out(subscribers, &frame, &mut self.stats);
+    }
+
+    fn subscribed(&mut self, subscribed: &Subscribed, clients: &mut impl Clients, now: Now) {
+        let Ok(name) = std::str::from_utf8(&subscribed.channel) else {
+            warn!("A broker confirmed a channel whose name is not UTF-8.");
+            return;
+        };
+        let position = subscribed.position.unwrap_or_default();
+        let position = Position {
+            generation: position.generation,
+            offset: position.offset,
+        };
+        let (waited, has_hole) = self.channels.confirm(name, position, subscribed.recovered);
+        if has_hole {
+            // Stock clients are not told (delivery.md B7): counted, and logged once
+            // a second by whoever reports the statistics.
+            self.stats.holes += 1;
+        }
+        let mut out = std::mem::take(&mut self.out);
+        for key in waited {
+            if let Some(session) = clients.session(key) {
+                self.with_session(&mut out, now, |cx| session.confirm(name, cx));
+                clients.send(key, &mut out);
+            }
+        }
+        self.out = out;
+    }
+
+    /// The subscription is asked for again, unless the owner will never have it.
+    fn not_owner(&mut self, not_owner: &NotOwner, clients: &mut impl Clients, now: Now) {
+        let Ok(name) = ChannelName::try_from(&not_owner.channel[..]) else {
+            warn!("A broker refused a channel whose name is none.");
+            return;
+        };
+        if not_owner.reason() == RefusalReason::Unspecified {
+            self.retries.push(name);
+            return;
+        }
+        let error = CallError::broker(format!(
+            "Failed to subscribe socket to the {name} channel - The cluster has as many channels as it may have"
+        ));
+        let mut out = std::mem::take(&mut self.out);
+        for key in self.channels.refuse(&name) {
+            if let Some(session) = clients.session(key) {
+                self.with_session(&mut out, now, |cx| session.refuse(&name, &error, cx));
+                clients.send(key, &mut out);
+            }
+        }
+        self.out = out;
+        // Those who had it before the owner lost it still want it.
+        self.retries.push(name);
+    }
+
+    fn answer_publishers(&mut self, clients: &mut impl Clients) {
+        let mut out = std::mem::take(&mut self.out);
+        for answered in self.router.take_answers() {
+            let Call { connection, cid } = &answered.call;
+            out.push(match &answered.result {
+                Ok(()) => answer::success(cid),
+                Err(error) => failed(&mut self.stats, cid, error),
+            });
+            clients.send(*connection, &mut out);
+        }
+        self.out = out;
+    }
+
+    fn unconfirm_owned_by(&mut self, broker: u32) -> Vec<(ChannelName, Option<Position>)> {
+        let view = self.router.view();
+        self.channels
+            .unconfirm(|shard| view.owner(shard).is_some_and(|owner| owner.slot == broker))
+    }
+}
+
+fn failed(stats: &mut Stats, cid: &muster_wire::CallId, error: &CallError) -> Bytes {
+    stats.publications_failed += 1;
+    answer::failure(cid, error)
+}

@@ -1,0 +1,485 @@
+//! Brings publications to their owners (hop 3, route). Pure: frames for the
+//! links and answers for the publishers are taken from it after each event.
+//!
+//! Publications wait per shard, in order, until their owner has acked them, and
+//! are sent again in that order after whatever happened to the link or the view
+//! (delivery.md A).
+
+mod shard_queue;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use muster_proto::{
+    BrokerNode, ShardId, View,
+    link::{
+        self, Publish, RefusalReason, Subscribe, Unsubscribe, WorkerBatch, WorkerFrame,
+        worker_frame::Frame,
+    },
+    shard_of,
+};
+use muster_wire::{CallId, ChannelName, Millis, answer::CallError, session::SessionId};
+
+use self::shard_queue::ShardQueue;
+use crate::{channels::Position, connection::ConnectionKey};
+
+/// Bytes of one batch, or one frame if that is longer (delivery.md F4).
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// Bytes a frame takes beside its strings.
+const FRAME_OVERHEAD_BYTES: usize = 64;
+/// How long a shard rests after its owner refused an epoch, unless a new view
+/// comes before.
+const EPOCH_RETRY: Duration = Duration::from_millis(50);
+
+/// A client's publication on its way to the owner.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    pub(crate) channel: ChannelName,
+    pub(crate) data: Option<Bytes>,
+    pub(crate) producer: SessionId,
+    pub(crate) n: u64,
+    /// Who waits for the answer.
+    pub(crate) call: Option<Call>,
+    pub(crate) accepted: Millis,
+}
+
+impl Publication {
+    fn bytes(&self) -> usize {
+        FRAME_OVERHEAD_BYTES + self.channel.len() + self.data.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// The call a publication came with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) connection: ConnectionKey,
+    pub(crate) cid: CallId,
+}
+
+/// What became of a publication whose publisher wants to know.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) call: Call,
+    pub(crate) result: Result<(), CallError>,
+}
+
+/// A broker that breaks the link's protocol; the link must be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("broker {broker} answered publication {seq}, expected {expected}")]
+pub(crate) struct LinkBroken {
+    broker: u32,
+    seq: u64,
+    expected: u64,
+}
+
+/// What a new view means for links and subscriptions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ViewChange {
+    /// Links to brokers that are new, or new incarnations.
+    pub(crate) started: Vec<BrokerNode>,
+    /// Brokers whose link has no purpose any more.
+    pub(crate) stopped: Vec<u32>,
+    /// Shards that are open elsewhere, or anew.
+    pub(crate) moved: Vec<ShardId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Router {
+    view: View,
+    links: BTreeMap<u32, Link>,
+    shards: Vec<ShardQueue>,
+    /// Bytes of publications whose shard has no owner.
+    unowned_bytes: usize,
+    answers: Vec<Answer>,
+    window_bytes: usize,
+    publish_timeout: Duration,
+}
+
+/// This worker's link to one broker.
+#[derive(Debug)]
+struct Link {
+    node: BrokerNode,
+    is_up: bool,
+    /// The number of the first entry of `in_flight`.
+    first_seq: u64,
+    in_flight: VecDeque<InFlight>,
+    out: VecDeque<WorkerFrame>,
+    /// Bytes of all publications kept for this broker, sent or not.
+    kept_bytes: usize,
+}
+
+/// A publication on the wire, by number.
+#[derive(Debug)]
+struct InFlight {
+    shard: ShardId,
+    id: u64,
+    attempt: u32,
+}
+
+impl Router {
+    pub(crate) fn new(window_bytes: usize, publish_timeout: Duration) -> Self {
+        Self {
+            view: View::default(),
+            links: BTreeMap::new(),
+            shards: std::iter::repeat_with(ShardQueue::default)
+                .take(muster_proto::SHARDS)
+                .collect(),
+            unowned_bytes: 0,
+            answers: Vec::new(),
+            window_bytes,
+            publish_timeout,
+        }
+    }
+
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Links that stand.
+    pub(crate) fn links_up(&self) -> usize {
+        self.links.values().filter(|link| link.is_up).count()
+    }
+
+    /// Whether every broker of the view can be reached.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.links.is_empty() && self.links.values().all(|link| link.is_up)
+    }
+
+    /// Takes over a view; older ones than the present are ignored.
+    pub(crate) fn set_view(&mut self, view: View) -> ViewChange {
+        let mut change = ViewChange::default();
+        if view.epoch() <= self.view.epoch() {
+            return change;
+        }
+        for node in view.brokers() {
+            let known = self
+                .links
+                .get(&node.slot)
+                .is_some_and(|link| link.node == *node);
+            if !known {
+                self.links.insert(node.slot, Link::new(node.clone()));
+                change.started.push(node.clone());
+            }
+        }
+        self.links.retain(|slot, _| {
+            let is_wanted = view.brokers().iter().any(|node| node.slot == *slot);
+            if !is_wanted {
+                change.stopped.push(*slot);
+            }
+            is_wanted
+        });
+        for shard in ShardId::all() {
+            if view.shard_epoch(shard) != self.view.shard_epoch(shard) {
+                self.shards[shard.index()].rewind();
+                change.moved.push(shard);
+            }
+        }
+        self.view = view;
+        self.count_kept_bytes();
+        change
+    }
+
+    /// A link stands: states what the worker wants of it, then sends what is
+    /// not acked, in order. Returns false if the view has moved on meanwhile.
+    #[must_use]
+    pub(crate) fn link_up(
+        &mut self,
+        broker: u32,
+        incarnation: u64,
+        wanted: Vec<(ChannelName, Option<Position>)>,
+        now: Millis,
+    ) -> bool {
+        let Some(link) = self.links.get_mut(&broker) else {
+            return false;
+        };
+        if link.node.incarnation != incarnation {
+            return false;
+        }
+        *link = Link {
+            is_up: true,
+            kept_bytes: link.kept_bytes,
+            ..Link::new(link.node.clone())
+        };
+        for (channel, after) in wanted {
+            self.subscribe(&channel, after);
+        }
+        for shard in self.shards_of(broker) {
+            self.shards[shard.index()].rewind();
+            self.send(shard, now);
+        }
+        true
+    }
+
+    /// A link broke: everything not acked will be sent again.
+    pub(crate) fn link_down(&mut self, broker: u32) {
+        if let Some(link) = self.links.get_mut(&broker) {
+            *link = Link {
+                kept_bytes: link.kept_bytes,
+                ..Link::new(link.node.clone())
+            };
+        }
+        for shard in self.shards_of(broker) {
+            self.shards[shard.index()].rewind();
+        }
+    }
+
+    /// Asks the owner for a channel, if it can be reached; otherwise
+    /// [`Self::link_up`] will.
+    pub(crate) fn subscribe(&mut self, channel: &ChannelName, after: Option<Position>) {
+        let after =
+            after.map(|Position { generation, offset }| link::Position { generation, offset });
+        self.tell_owner(channel, |channel| {
+            Frame::Subscribe(Subscribe { channel, after })
+        });
+    }
+
+    pub(crate) fn unsubscribe(&mut self, channel: &ChannelName) {
+        self.tell_owner(channel, |channel| {
+            Frame::Unsubscribe(Unsubscribe { channel })
+        });
+    }
+
+    /// Keeps a publication until its owner has acked it. There is always a
+    /// place for it; afterwards [`Self::has_room`] says whether its publisher
+    /// may go on.
+    pub(crate) fn publish(&mut self, publication: Publication, now: Millis) {
+        let shard = shard_of(&*publication.channel);
+        let bytes = publication.bytes();
+        *self.kept_bytes(shard) += bytes;
+        self.shards[shard.index()].push(publication);
+        self.send(shard, now);
+    }
+
+    /// Whether more may be published to `channel` now (delivery.md A6).
+    pub(crate) fn has_room(&self, shard: ShardId) -> bool {
+        let kept = match self.view.owner(shard) {
+            Some(owner) => self
+                .links
+                .get(&owner.slot)
+                .map_or(0, |link| link.kept_bytes),
+            None => self.unowned_bytes,
+        };
+        kept < self.window_bytes
+    }
+
+    /// The owner has the link's publications `first..=last`.
+    pub(crate) fn ack(&mut self, broker: u32, first: u64, last: u64) -> Result<(), LinkBroken> {
+        for seq in first..=last {
+            let sent = self.answered(broker, seq)?;
+            if let Some(publication) = self.shards[sent.shard.index()].take_answered(sent.id) {
+                self.settle(sent.shard, publication, Ok(()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The owner will not take a publication of this link, or not yet.
+    pub(crate) fn refusal(
+        &mut self,
+        broker: u32,
+        seq: u64,
+        reason: RefusalReason,
+        now: Millis,
+    ) -> Result<(), LinkBroken> {
+        let sent = self.answered(broker, seq)?;
+        let queue = &mut self.shards[sent.shard.index()];
+        let error = match reason {
+            RefusalReason::WrongEpoch | RefusalReason::Unspecified => {
+                queue.hold(sent.attempt, now + EPOCH_RETRY);
+                return Ok(());
+            }
+            RefusalReason::Expired => CallError::outcome_unknown(),
+            RefusalReason::LogFull => CallError::not_published("The channel's log is full"),
+            RefusalReason::ChannelsFull => {
+                CallError::not_published("The cluster has as many channels as it may have")
+            }
+            RefusalReason::Malformed => {
+                CallError::not_published("The channel's owner did not understand the publication")
+            }
+        };
+        if let Some(publication) = queue.take_answered(sent.id) {
+            self.settle(sent.shard, publication, Err(error));
+        }
+        Ok(())
+    }
+
+    /// Gives up what has waited too long, and sends what has rested.
+    pub(crate) fn handle_tick(&mut self, now: Millis) {
+        for shard in ShardId::all() {
+            while let Some(publication) =
+                self.shards[shard.index()].take_older_than(now - self.publish_timeout)
+            {
+                self.settle(shard, publication, Err(CallError::outcome_unknown()));
+            }
+            self.send(shard, now);
+        }
+    }
+
+    /// After a new view: whatever can go out goes out.
+    pub(crate) fn send_all(&mut self, now: Millis) {
+        for shard in ShardId::all() {
+            self.send(shard, now);
+        }
+    }
+
+    /// What publishers are to be told.
+    pub(crate) fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// The brokers for which something is queued.
+    pub(crate) fn pending_links(&self) -> impl Iterator<Item = u32> + '_ {
+        self.links
+            .iter()
+            .filter(|(_, link)| !link.out.is_empty())
+            .map(|(slot, _)| *slot)
+    }
+
+    /// The next batch for a broker; `None` when nothing is queued.
+    pub(crate) fn next_batch(&mut self, broker: u32) -> Option<WorkerBatch> {
+        let out = &mut self.links.get_mut(&broker)?.out;
+        let mut frames = Vec::with_capacity(out.len().min(256));
+        let mut bytes = 0;
+        while let Some(frame) = out.front() {
+            bytes += frame_bytes(frame);
+            if bytes > BATCH_BYTES_MAX && !frames.is_empty() {
+                break;
+            }
+            frames.extend(out.pop_front());
+        }
+        (!frames.is_empty()).then_some(WorkerBatch { frames })
+    }
+
+    fn shards_of(&self, broker: u32) -> Vec<ShardId> {
+        let is_its = |shard: &ShardId| {
+            self.view
+                .owner(*shard)
+                .is_some_and(|node| node.slot == broker)
+        };
+        ShardId::all().filter(is_its).collect()
+    }
+
+    fn tell_owner(&mut self, channel: &ChannelName, frame: impl FnOnce(Bytes) -> Frame) {
+        let owner = self.view.owner(shard_of(&**channel)).map(|node| node.slot);
+        if let Some(link) = owner.and_then(|slot| self.links.get_mut(&slot))
+            && link.is_up
+        {
+            let channel = Bytes::copy_from_slice(channel.as_bytes());
+            link.out.push_back(WorkerFrame {
+                frame: Some(frame(channel)),
+            });
+        }
+    }
+
+    /// Sends what a shard has to send, if its owner can be reached.
+    fn send(&mut self, shard: ShardId, now: Millis) {
+        let queue = &mut self.shards[shard.index()];
+        if !queue.is_sendable(now) {
+            return;
+        }
+        let owner = self.view.owner(shard).map(|node| node.slot);
+        let Some(link) = owner.and_then(|slot| self.links.get_mut(&slot)) else {
+            return;
+        };
+        if !link.is_up {
+            return;
+        }
+        let shard_epoch = self.view.shard_epoch(shard);
+        let attempt = queue.attempt();
+        while let Some((id, publication)) = queue.send_next() {
+            let publish = Publish {
+                seq: link.first_seq + link.in_flight.len() as u64,
+                channel: Bytes::copy_from_slice(publication.channel.as_bytes()),
+                data: publication.data.clone(),
+                producer: Bytes::copy_from_slice(publication.producer.as_str().as_bytes()),
+                n: publication.n,
+                shard_epoch,
+                age_ms: u32::try_from(now.since(publication.accepted).as_millis())
+                    .unwrap_or(u32::MAX),
+            };
+            link.in_flight.push_back(InFlight { shard, id, attempt });
+            link.out.push_back(WorkerFrame {
+                frame: Some(Frame::Publish(publish)),
+            });
+        }
+    }
+
+    /// The publication that `seq` was, which must be the next to be answered.
+    fn answered(&mut self, broker: u32, seq: u64) -> Result<InFlight, LinkBroken> {
+        let Some(link) = self.links.get_mut(&broker) else {
+            return Err(LinkBroken {
+                broker,
+                seq,
+                expected: 0,
+            });
+        };
+        let expected = link.first_seq;
+        if seq == expected
+            && let Some(sent) = link.in_flight.pop_front()
+        {
+            link.first_seq += 1;
+            return Ok(sent);
+        }
+        Err(LinkBroken {
+            broker,
+            seq,
+            expected,
+        })
+    }
+
+    fn settle(&mut self, shard: ShardId, publication: Publication, result: Result<(), CallError>) {
+        *self.kept_bytes(shard) -= publication.bytes();
+        if let Some(call) = publication.call {
+            self.answers.push(Answer { call, result });
+        }
+    }
+
+    fn kept_bytes(&mut self, shard: ShardId) -> &mut usize {
+        let owner = self.view.owner(shard).map(|node| node.slot);
+        match owner.and_then(|slot| self.links.get_mut(&slot)) {
+            Some(link) => &mut link.kept_bytes,
+            None => &mut self.unowned_bytes,
+        }
+    }
+
+    fn count_kept_bytes(&mut self) {
+        self.unowned_bytes = 0;
+        for link in self.links.values_mut() {
+            link.kept_bytes = 0;
+        }
+        for shard in ShardId::all() {
+            let bytes = self.shards[shard.index()].bytes();
+            *self.kept_bytes(shard) += bytes;
+        }
+    }
+}
+
+impl Link {
+    fn new(node: BrokerNode) -> Self {
+        Self {
+            node,
+            is_up: false,
+            first_seq: 1,
+            in_flight: VecDeque::new(),
+            out: VecDeque::new(),
+            kept_bytes: 0,
+        }
+    }
+}
+
+fn frame_bytes(frame: &WorkerFrame) -> usize {
+    FRAME_OVERHEAD_BYTES
+        + match &frame.frame {
+            Some(Frame::Publish(publish)) => {
+                publish.channel.len() + publish.data.as_ref().map_or(0, Bytes::len)
+            }
+            Some(
+                Frame::Subscribe(Subscribe { channel, .. })
+                | Frame::Unsubscribe(Unsubscribe { channel }),
+            ) => channel.len(),
+            Some(Frame::Hello(_)) | None => 0,
+        }
+}

@@ -1,0 +1,203 @@
+//! The loop of a worker: waits for whatever comes next and gives it to the
+//! engine.
+
+use std::time::Duration;
+
+use muster_daemon::{
+    Config, NodeArgs,
+    control::{ControlHandle, control},
+    runtime_dir,
+    signals::{Signals, Stop},
+};
+use muster_proto::{
+    CONTROL_VERSION, View,
+    control::{Hello, Ready, Role, ViewApplied, node_command::Command, node_report::Report},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, error, info};
+
+use crate::{
+    WorkerError,
+    engine::{Drain, Engine},
+    link::LinkEvent,
+    now, wheel,
+};
+
+/// A gated worker looks again this often (delivery.md E4).
+const GATE_TICK: Duration = Duration::from_millis(50);
+/// Link news handled in one turn.
+const LINK_EVENTS_MAX: usize = 64;
+/// Time between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A worker takes clients when its links stand, or after this time without
+/// them: then publications wait, but clients need not.
+const LINKS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a worker is in its life.
+#[derive(Debug)]
+enum Phase {
+    /// Waits for the first view and the links.
+    Starting {
+        give_up: Option<Instant>,
+    },
+    Serving,
+    Draining(Drain),
+}
+
+/// A running worker: the engine, and what tells it what to do.
+struct Worker<'c> {
+    engine: Engine,
+    control: ControlHandle,
+    config: &'c Config,
+    phase: Phase,
+    next_tick: Instant,
+    next_heartbeat: Instant,
+}
+
+/// Serves clients until told to end and every connection is closed.
+pub(crate) async fn serve(
+    engine: Engine,
+    mut link_events: mpsc::Receiver<LinkEvent>,
+    args: &NodeArgs,
+    config: &Config,
+) -> Result<(), WorkerError> {
+    let mut signals = Signals::listen()?;
+    let socket = runtime_dir::orchestrator_socket(&args.runtime_dir);
+    let (control, control_task) = control(socket, hello(args));
+    let mut control_task = std::pin::pin!(control_task);
+    let mut worker = Worker {
+        engine,
+        control,
+        config,
+        phase: Phase::Starting { give_up: None },
+        next_tick: Instant::now(),
+        next_heartbeat: Instant::now(),
+    };
+    while !worker.is_drained() {
+        tokio::select! {
+            ready = worker.engine.wait() => {
+                ready?;
+                worker.engine.set_now(now());
+                worker.engine.handle_ready();
+            }
+            Some(event) = link_events.recv() => {
+                worker.engine.set_now(now());
+                worker.engine.handle_link(event);
+                for _ in 1..LINK_EVENTS_MAX {
+                    let Ok(event) = link_events.try_recv() else { break };
+                    worker.engine.handle_link(event);
+                }
+            }
+            Some(command) = worker.control.commands.recv() => worker.obey(command),
+            () = sleep_until(worker.next_tick) => worker.handle_tick(),
+            stop = signals.next() => match stop {
+                Stop::Graceful => worker.begin_drain(),
+                Stop::AtOnce => break,
+            },
+            () = &mut control_task => return Err(WorkerError::ControlEnded),
+            () = std::future::ready(()), if worker.engine.has_backlog() => {
+                worker.engine.set_now(now());
+            }
+        }
+        worker.start_serving();
+        worker.engine.finish_turn();
+        // The links' and the control stream's tasks have their turn.
+        tokio::task::yield_now().await;
+    }
+    info!("Worker ended.");
+    Ok(())
+}
+
+impl Worker<'_> {
+    fn handle_tick(&mut self) {
+        self.engine.set_now(now());
+        self.engine.handle_tick();
+        let now = Instant::now();
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT;
+            self.report(Report::Heartbeat(self.engine.heartbeat()));
+        }
+        if let Phase::Draining(drain) = &mut self.phase {
+            self.engine.go_on_draining(drain);
+        }
+        self.next_tick = now
+            + if self.engine.is_gated() {
+                GATE_TICK
+            } else {
+                wheel::TICK
+            };
+    }
+
+    fn obey(&mut self, command: Command) {
+        self.engine.set_now(now());
+        match command {
+            Command::View(view) => match View::try_from(view) {
+                Ok(view) => {
+                    let epoch = self.engine.handle_view(view);
+                    self.report(Report::ViewApplied(ViewApplied { epoch }));
+                    if let Phase::Starting { give_up } = &mut self.phase {
+                        give_up.get_or_insert(Instant::now() + LINKS_PATIENCE);
+                    }
+                }
+                Err(error) => error!(%error, "The orchestrator sent a view that makes no sense."),
+            },
+            Command::Client(command) => {
+                let result = self.engine.operate(command);
+                self.report(Report::Client(result));
+            }
+        }
+    }
+
+    /// Takes clients once the cluster is there.
+    fn start_serving(&mut self) {
+        let Phase::Starting {
+            give_up: Some(give_up),
+        } = self.phase
+        else {
+            return;
+        };
+        if self.engine.is_whole() || Instant::now() >= give_up {
+            self.phase = Phase::Serving;
+            self.engine.start_accepting();
+            self.report(Report::Ready(Ready {}));
+            info!("Worker takes clients.");
+        }
+    }
+
+    fn begin_drain(&mut self) {
+        info!("Closing the connections.");
+        let shutdown = &self.config.shutdown;
+        self.engine.set_now(now());
+        let drain = self
+            .engine
+            .begin_drain(shutdown.closes_per_second, shutdown.timeout);
+        self.phase = Phase::Draining(drain);
+    }
+
+    fn is_drained(&self) -> bool {
+        matches!(&self.phase, Phase::Draining(drain) if self.engine.is_drained(drain))
+    }
+
+    fn report(&self, report: Report) {
+        if self.control.reports.try_send(report).is_err() {
+            // The orchestrator is away or slow; state is repeated when it is back.
+            debug!("Could not report to the orchestrator.");
+        }
+    }
+}
+
+fn hello(args: &NodeArgs) -> Hello {
+    Hello {
+        version: CONTROL_VERSION,
+        role: Role::Worker.into(),
+        slot: args.slot,
+        incarnation: args.incarnation,
+        pid: std::process::id(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        address: String::new(),
+        epoch: 0,
+    }
+}

@@ -6,6 +6,8 @@
 //! (delivery.md A).
 
 mod shard_queue;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -399,6 +401,7 @@ impl Router {
                 shard_epoch,
                 age_ms: u32::try_from(now.since(publication.accepted).as_millis())
                     .unwrap_or(u32::MAX),
+                attempt,
             };
             link.in_flight.push_back(InFlight { shard, id, attempt });
             link.out.push_back(WorkerFrame {

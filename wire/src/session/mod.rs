@@ -7,6 +7,8 @@
 mod answers;
 mod heartbeat;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::{borrow::Cow, fmt, time::Duration};
 

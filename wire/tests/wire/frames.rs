@@ -11,7 +11,7 @@ use muster_wire::{
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
-use crate::streams::{End, Inbound, Owned, RawFrame, stream};
+use crate::streams::{End, Inbound, Owned, RawFrame, stream, tries};
 
 const MESSAGE_BYTES_MAX: usize = 150;
 const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
@@ -46,7 +46,7 @@ fn read(side: Side, bytes: &[u8]) -> (Vec<Owned>, End) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
+    #![proptest_config(tries(500))]
 
     #[test]
     fn where_a_stream_is_cut_changes_nothing(

@@ -19,7 +19,7 @@ use tungstenite::{
     protocol::{Message, Role, WebSocketConfig},
 };
 
-use crate::streams::{End, Inbound, Owned, stream};
+use crate::streams::{End, Inbound, Owned, stream, tries};
 
 const MESSAGE_BYTES_MAX: usize = 150;
 
@@ -107,7 +107,7 @@ fn is_long_control(frame: &[u8]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+    #![proptest_config(tries(1500))]
 
     #[test]
     fn tungstenite_reads_the_same(bytes in stream()) {

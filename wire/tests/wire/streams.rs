@@ -3,6 +3,17 @@
 use muster_wire::frame::{Decoded, Decoder, FrameError, Message, Side};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
+/// How often a property is tried: `PROPTEST_CASES` times, otherwise `cases`. A
+/// failure prints the smallest input that fails.
+pub(crate) fn tries(cases: u32) -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    config.failure_persistence = None;
+    config
+}
+
 /// A message, kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owned {

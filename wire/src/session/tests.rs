@@ -1,0 +1,665 @@
+//! Transcripts: what a client says, what it hears, what the worker must do.
+
+use std::{cell::RefCell, time::Duration};
+
+use super::*;
+use crate::packet::Incoming;
+
+const RULES: Rules = Rules {
+    handshake_timeout: Duration::from_secs(10),
+    ping_interval: Duration::from_secs(8),
+    pong_timeout: Duration::from_secs(20),
+    channels_max: 3,
+};
+const START: Millis = Millis(1_000_000);
+const UNIX: UnixSeconds = 1_700_000_000;
+
+/// Accepts `good`, and `until:N` as a token that expires at N.
+struct TestHost;
+
+impl Host for TestHost {
+    fn verify(&self, token: &str, now: UnixSeconds) -> Result<Verified, TokenError> {
+        match token.split_once(':') {
+            None if token == "good" => Ok(Verified { expires: None }),
+            Some(("until", expires)) => match expires.parse().unwrap() {
+                expiry if now >= expiry => Err(TokenError::Expired { expiry }),
+                expires => Ok(Verified {
+                    expires: Some(expires),
+                }),
+            },
+            Some(("from", date)) => Err(TokenError::NotBefore {
+                date: date.parse().unwrap(),
+            }),
+            _ => Err(TokenError::Invalid("invalid signature")),
+        }
+    }
+
+    fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError> {
+        ChannelName::try_from(channel)
+    }
+}
+
+struct Client {
+    session: Session,
+    now: Millis,
+    unix: UnixSeconds,
+}
+
+impl Client {
+    fn connecting() -> Self {
+        let id = SessionId::from_random([7; 15]);
+        Self {
+            session: Session::new(id, START, START, &RULES),
+            now: START,
+            unix: UNIX,
+        }
+    }
+
+    fn open() -> Self {
+        let mut client = Self::connecting();
+        client.say(r##"{"event":"#handshake","data":{"authToken":null},"cid":1}"##);
+        client
+    }
+
+    fn with<R>(
+        &mut self,
+        act: impl FnOnce(&mut Session, &mut Context<'_>) -> R,
+    ) -> (R, Vec<String>) {
+        let mut out = Vec::new();
+        let mut cx = Context {
+            now: self.now,
+            unix_now: self.unix,
+            rules: &RULES,
+            host: &TestHost,
+            out: &mut out,
+        };
+        let result = act(&mut self.session, &mut cx);
+        (result, out.iter().map(payload).collect())
+    }
+
+    /// What the client hears, then what the worker must do.
+    fn say(&mut self, text: &str) -> Vec<String> {
+        let effects = RefCell::new(Vec::new());
+        let ((), mut heard) = self.with(|session, cx| {
+            let keep = |effect: Effect<'_>| {
+                effects.borrow_mut().extend(match effect {
+                    Effect::Nothing => None,
+                    Effect::Subscribe(name) => Some(format!("subscribe {name}")),
+                    Effect::Unsubscribe(name) => Some(format!("unsubscribe {name}")),
+                    Effect::Publish(Publish {
+                        channel,
+                        data,
+                        cid,
+                        n,
+                    }) => Some(format!(
+                        "publish {channel} {} n={n} cid={}",
+                        data.map_or("absent", RawValue::get),
+                        cid.map_or("none".into(), |cid| cid.to_string())
+                    )),
+                    Effect::Close(code) => Some(format!("close {code}")),
+                });
+            };
+            match Incoming::parse(text) {
+                Incoming::Pong(version) => keep(session.handle_pong(version, cx)),
+                Incoming::Noise => keep(session.handle_noise()),
+                Incoming::Packets(packets) => {
+                    for packet in packets {
+                        keep(session.handle_packet(packet, cx));
+                    }
+                }
+            }
+        });
+        heard.extend(effects.into_inner());
+        heard
+    }
+
+    fn confirm(&mut self, channel: &str) -> Vec<String> {
+        self.with(|session, cx| session.confirm(channel, cx)).1
+    }
+
+    fn wait(&mut self, duration: Duration) -> Vec<String> {
+        self.now = self.now + duration;
+        let (effect, mut heard) = self.with(|session, cx| session.handle_timeout(cx));
+        if let Effect::Close(code) = effect {
+            heard.push(format!("close {code}"));
+        }
+        heard
+    }
+}
+
+/// The text of an unmasked text frame.
+fn payload(frame: &Bytes) -> String {
+    assert_eq!(frame[0], 0x81, "not a whole text frame");
+    let skip = match frame[1] {
+        126 => 4,
+        127 => 10,
+        len => {
+            assert_eq!(usize::from(len), frame.len() - 2);
+            2
+        }
+    };
+    String::from_utf8(frame[skip..].to_vec()).unwrap()
+}
+
+const REMOVE: &str = r##"{"event":"#removeAuthToken"}"##;
+
+#[test]
+fn a_handshake_is_answered_with_id_ping_timeout_and_state() {
+    let id = "BwcHBwcHBwcHBwcHBwcH";
+    let expected = format!(
+        r#"{{"rid":7,"data":{{"id":"{id}","pingTimeout":20000,"isAuthenticated":false}}}}"#
+    );
+    for data in [
+        r#","data":{"authToken":null}"#,
+        r#","data":{}"#,
+        r#","data":null"#,
+        r#","data":3"#,
+        "",
+        r#","data":{"authToken":""}"#,
+    ] {
+        let mut client = Client::connecting();
+        let heard = client.say(&format!(r##"{{"event":"#handshake"{data},"cid":7}}"##));
+        assert_eq!(heard, [expected.as_str()], "{data}");
+        assert!(client.session.is_open());
+    }
+}
+
+#[test]
+fn a_second_handshake_gets_the_same_answer_and_changes_nothing() {
+    let mut client = Client::connecting();
+    let first = client.say(r##"{"event":"#handshake","data":{"authToken":"good"},"cid":1}"##);
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    client.confirm("a");
+    let second = client.say(r##"{"event":"#handshake","data":{"authToken":null},"cid":1}"##);
+    assert_eq!(first, second);
+    assert_eq!(client.session.channels().len(), 1);
+}
+
+#[test]
+fn a_good_token_authenticates_and_a_bad_one_never_fails_the_handshake() {
+    let mut client = Client::connecting();
+    let heard = client.say(r##"{"event":"#handshake","data":{"authToken":"good"},"cid":1}"##);
+    assert!(
+        heard[0].ends_with(r#""isAuthenticated":true}}"#),
+        "{heard:?}"
+    );
+    assert_eq!(heard.len(), 1);
+
+    let mut client = Client::connecting();
+    let heard = client.say(r##"{"event":"#handshake","data":{"authToken":"bad"},"cid":1}"##);
+    assert!(
+        heard[0].ends_with(r#""isAuthenticated":false,"authError":{"message":"invalid signature","name":"AuthTokenInvalidError","isBadToken":true}}}"#),
+        "{heard:?}"
+    );
+    assert_eq!(heard[1], REMOVE);
+
+    let mut client = Client::connecting();
+    let heard = client.say(r##"{"event":"#handshake","data":{"authToken":5},"cid":1}"##);
+    assert!(
+        heard[0].contains(r#""name":"AuthTokenError","isBadToken":true"#),
+        "{heard:?}"
+    );
+}
+
+#[test]
+fn what_comes_before_the_handshake_closes_with_4009() {
+    for text in [
+        "",
+        "#2",
+        "hello",
+        "{}",
+        "[null]",
+        r##"{"event":"#publish","data":{"channel":"a"}}"##,
+        r##"{"event":"#authenticate"}"##,
+        r#"{"rid":1}"#,
+    ] {
+        let mut client = Client::connecting();
+        assert_eq!(client.say(text), ["close 4009"], "{text}");
+    }
+}
+
+#[test]
+fn a_handshake_or_authenticate_without_a_number_closes_with_4008() {
+    for cid in ["", r#","cid":null"#, r#","cid":"1""#] {
+        let mut client = Client::connecting();
+        assert_eq!(
+            client.say(&format!(r##"{{"event":"#handshake"{cid}}}"##)),
+            ["close 4008"]
+        );
+        let mut client = Client::open();
+        assert_eq!(
+            client.say(&format!(
+                r##"{{"event":"#authenticate","data":"good"{cid}}}"##
+            )),
+            ["close 4008"]
+        );
+    }
+}
+
+#[test]
+fn a_handshake_and_what_follows_may_share_an_array() {
+    let mut client = Client::connecting();
+    let heard = client.say(
+        r##"[{"event":"#handshake","cid":1},null,[],5,{"event":"#publish","data":{"channel":"a","data":1}}]"##,
+    );
+    assert_eq!(heard[1..], ["publish a 1 n=1 cid=none"]);
+}
+
+#[test]
+fn authenticate_follows_the_references_table() {
+    let mut client = Client::open();
+    let mut say = |data: &str| {
+        client.say(&format!(
+            r##"{{"event":"#authenticate","data":{data},"cid":2}}"##
+        ))
+    };
+    assert_eq!(
+        say(r#""good""#),
+        [r#"{"rid":2,"data":{"isAuthenticated":true,"authError":null}}"#]
+    );
+    assert_eq!(
+        say(r#""bad""#),
+        [
+            r#"{"rid":2,"error":{"message":"invalid signature","name":"AuthTokenInvalidError","isBadToken":true}}"#,
+            REMOVE
+        ]
+    );
+    assert_eq!(
+        say(r#""until:5""#),
+        [
+            r#"{"rid":2,"error":{"message":"jwt expired","name":"AuthTokenExpiredError","isBadToken":true,"expiry":"1970-01-01T00:00:05.000Z"}}"#,
+            REMOVE
+        ]
+    );
+    assert_eq!(
+        say(r#""from:9""#),
+        [
+            r#"{"rid":2,"data":{"isAuthenticated":false,"authError":{"message":"jwt not active","name":"AuthTokenNotBeforeError","isBadToken":false,"date":"1970-01-01T00:00:09.000Z"}}}"#
+        ]
+    );
+    assert_eq!(
+        say("{}"),
+        [
+            r#"{"rid":2,"error":{"message":"Invalid token format - Token must be a string","name":"AuthTokenError","isBadToken":true}}"#,
+            REMOVE
+        ]
+    );
+    for absent in ["null", r#""""#] {
+        assert!(
+            say(absent)[0]
+                .contains(r#""message":"jwt must be provided","name":"AuthTokenInvalidError""#)
+        );
+    }
+}
+
+#[test]
+fn any_failure_ends_an_earlier_authentication() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#authenticate","data":"good","cid":2}"##);
+    assert!(client.session.is_authenticated());
+    client.say(r##"{"event":"#authenticate","data":"from:9","cid":3}"##);
+    assert!(!client.session.is_authenticated());
+}
+
+#[test]
+fn a_client_that_gives_up_its_token_is_not_answered() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#authenticate","data":"good","cid":2}"##);
+    assert!(
+        client
+            .say(r##"{"event":"#removeAuthToken","cid":3}"##)
+            .is_empty()
+    );
+    assert!(!client.session.is_authenticated());
+}
+
+#[test]
+fn an_expired_token_is_noticed_on_pongs_and_events_and_the_request_is_still_executed() {
+    for (text, follows) in [
+        ("", None),
+        (
+            r##"{"event":"#publish","data":{"channel":"a"}}"##,
+            Some("publish a absent n=1 cid=none"),
+        ),
+    ] {
+        let mut client = Client::open();
+        let token = format!(
+            r##"{{"event":"#authenticate","data":"until:{}","cid":2}}"##,
+            UNIX + 1
+        );
+        client.say(&token);
+        client.unix = UNIX + 1;
+        assert!(!client.say(text).contains(&REMOVE.to_owned()), "not yet");
+        client.session.published = 0;
+        client.unix = UNIX + 2;
+        let expected: Vec<&str> = [REMOVE].into_iter().chain(follows).collect();
+        assert_eq!(client.say(text), expected);
+        assert!(!client.session.is_authenticated());
+    }
+}
+
+#[test]
+fn a_subscription_is_answered_when_its_owner_has_it() {
+    let mut client = Client::open();
+    assert_eq!(
+        client.say(r##"{"event":"#subscribe","data":{"channel":"a","waitForAuth":true},"cid":2}"##),
+        ["subscribe a"]
+    );
+    assert_eq!(client.confirm("a"), [r#"{"rid":2}"#]);
+    // Again: acknowledged at once, one subscription.
+    assert_eq!(
+        client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":3}"##),
+        [r#"{"rid":3}"#]
+    );
+    assert_eq!(
+        client.say(r##"{"event":"#unsubscribe","data":"a","cid":4}"##),
+        [r#"{"rid":4}"#, "unsubscribe a"]
+    );
+    assert_eq!(
+        client.say(r##"{"event":"#unsubscribe","data":"a","cid":5}"##),
+        [
+            r#"{"rid":5,"error":{"message":"Failed to unsubscribe socket from the a channel - InvalidActionError: Socket BwcHBwcHBwcHBwcHBwcH tried to unsubscribe from a channel which it is not subscribed to","name":"BrokerError"}}"#
+        ]
+    );
+}
+
+#[test]
+fn calls_are_answered_in_request_order_but_a_publish_does_not_wait() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    client.say(r##"{"event":"#subscribe","data":{"channel":"b"},"cid":3}"##);
+    assert!(client.say(r#"{"event":"nothing","cid":4}"#).is_empty());
+    assert_eq!(
+        client.say(r##"{"event":"#publish","data":{"channel":"a"},"cid":5}"##),
+        ["publish a absent n=1 cid=5"]
+    );
+    assert!(client.confirm("b").is_empty());
+    assert_eq!(
+        client.confirm("a"),
+        [
+            r#"{"rid":2}"#,
+            r#"{"rid":3}"#,
+            r#"{"rid":4,"error":{"message":"There is no procedure nothing","name":"UnknownProcedureError"}}"#
+        ]
+    );
+}
+
+#[test]
+fn a_subscription_given_up_before_its_owner_answered_is_done() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    assert_eq!(
+        client.say(r##"{"event":"#unsubscribe","data":"a","cid":3}"##),
+        [r#"{"rid":2}"#, r#"{"rid":3}"#, "unsubscribe a"]
+    );
+    assert!(client.confirm("a").is_empty());
+}
+
+#[test]
+fn a_subscription_its_owner_refuses_fails_and_is_gone() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    let error = CallError::broker("no");
+    let ((), heard) = client.with(|session, cx| session.refuse("a", &error, cx));
+    assert_eq!(
+        heard,
+        [r#"{"rid":2,"error":{"message":"no","name":"BrokerError"}}"#]
+    );
+    assert_eq!(client.session.channels().len(), 0);
+}
+
+#[test]
+fn a_subscription_beyond_the_limit_fails_and_one_that_stands_does_not() {
+    let mut client = Client::open();
+    for (cid, channel) in ["a", "b", "c"].iter().enumerate() {
+        client.say(&format!(
+            r##"{{"event":"#subscribe","data":{{"channel":"{channel}"}},"cid":{cid}}}"##
+        ));
+        client.confirm(channel);
+    }
+    let heard = client.say(r##"{"event":"#subscribe","data":{"channel":"d"},"cid":9}"##);
+    assert!(
+        heard[0].contains("tried to exceed the channel subscription limit of 3")
+            && heard[0].contains("BrokerError"),
+        "{heard:?}"
+    );
+    assert_eq!(
+        client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":10}"##),
+        [r#"{"rid":10}"#]
+    );
+}
+
+#[test]
+fn words_of_javascript_prototypes_are_ordinary_channels() {
+    for channel in ["__proto__", "constructor", "", "hasOwnProperty"] {
+        let mut client = Client::open();
+        let text = format!(r##"{{"event":"#unsubscribe","data":"{channel}","cid":2}}"##);
+        assert!(client.say(&text)[0].contains("BrokerError"));
+        let text =
+            format!(r##"{{"event":"#subscribe","data":{{"channel":"{channel}"}},"cid":3}}"##);
+        assert_eq!(client.say(&text), [format!("subscribe {channel}")]);
+    }
+}
+
+#[test]
+fn channel_names_that_are_none_are_told_with_a_cid_and_ignored_without() {
+    let long = format!(r#"{{"channel":"{}"}}"#, "x".repeat(513));
+    for data in [
+        "null",
+        "{}",
+        r#"{"channel":5}"#,
+        r#"{"channel":"\ud800"}"#,
+        "[]",
+        &long,
+    ] {
+        let mut client = Client::open();
+        for (event, word) in [("#publish", "Publish"), ("#subscribe", "Subscribe")] {
+            let heard = client.say(&format!(r#"{{"event":"{event}","data":{data},"cid":2}}"#));
+            assert_eq!(heard.len(), 1, "{event} {data}");
+            assert!(
+                heard[0].starts_with(&format!(
+                    r#"{{"rid":2,"error":{{"message":"{word} channel name was malformatted"#
+                )),
+                "{heard:?}"
+            );
+            assert!(heard[0].contains("InvalidActionError"));
+            assert!(
+                client
+                    .say(&format!(r#"{{"event":"{event}","data":{data}}}"#))
+                    .is_empty()
+            );
+        }
+        assert!(
+            client.say(&format!(
+                r##"{{"event":"#unsubscribe","data":{data},"cid":2}}"##
+            ))[0]
+                .contains("Unsubscribe channel name was malformatted")
+        );
+    }
+}
+
+#[test]
+fn a_subscribe_without_a_cid_is_not_performed() {
+    let mut client = Client::open();
+    assert!(
+        client
+            .say(r##"{"event":"#subscribe","data":{"channel":"a"}}"##)
+            .is_empty()
+    );
+    assert_eq!(client.session.channels().len(), 0);
+}
+
+#[test]
+fn payloads_pass_as_they_came() {
+    let mut client = Client::open();
+    for data in [
+        r#""\ud83d""#,
+        "1.0",
+        "12345678901234567890",
+        "1e2",
+        r#"{"b":1,"a":2,"b":3}"#,
+        "null",
+        &"[".repeat(1000)
+            .chars()
+            .chain("]".repeat(1000).chars())
+            .collect::<String>(),
+    ] {
+        let heard = client.say(&format!(
+            r##"{{"data":{{"data":{data},"channel":"a"}},"event":"#publish"}}"##
+        ));
+        assert!(
+            heard[0].starts_with(&format!("publish a {data} n=")),
+            "{data}"
+        );
+    }
+    let heard = client.say("\r\n{ \"event\" : \"\\u0023publish\" ,\r\n \"data\" : { \"channel\" : \"a\\u0062\" , \"x\" : 1 } , \"\\ud800\":0 }");
+    assert!(heard[0].starts_with("publish ab absent"), "{heard:?}");
+}
+
+#[test]
+fn an_open_session_ignores_what_means_nothing() {
+    let mut client = Client::open();
+    for text in [
+        "{",
+        "hello",
+        "#1",
+        "[1,",
+        "5",
+        "null",
+        "{}",
+        r#"{"event":5,"cid":1}"#,
+        r#"{"rid":99}"#,
+        r#"{"event":"chat","data":1}"#,
+        r##"{"event":"#disconnect","data":{}}"##,
+    ] {
+        assert!(client.say(text).is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn unknown_procedures_are_answered_at_once_and_a_cid_that_is_no_number_is_none() {
+    let mut client = Client::open();
+    assert!(client.say(r#"{"event":"x","cid":-1.5e3}"#)[0].starts_with(r#"{"rid":-1.5e3,"error""#));
+    assert!(client.say(r#"{"event":"x","cid":"a"}"#).is_empty());
+    assert!(client.say(r#"{"event":"x","cid":1e999}"#).is_empty());
+}
+
+#[test]
+fn publications_count_up_whatever_their_cid() {
+    let mut client = Client::open();
+    for n in 1..4 {
+        let heard = client.say(r##"{"event":"#publish","data":{"channel":"a"},"cid":1}"##);
+        assert_eq!(heard, [format!("publish a absent n={n} cid=1")]);
+    }
+}
+
+#[test]
+fn a_client_without_a_handshake_is_closed_with_4005_and_pinged_until_then() {
+    let mut client = Client::connecting();
+    assert_eq!(client.wait(Duration::from_secs(8)), [""]);
+    assert_eq!(client.session.deadline(), START + RULES.handshake_timeout);
+    assert_eq!(client.wait(Duration::from_secs(2)), ["close 4005"]);
+}
+
+#[test]
+fn a_client_is_pinged_in_its_own_words_once_they_are_known() {
+    let mut client = Client::open();
+    assert_eq!(client.wait(RULES.ping_interval), [""]);
+    client.session.handle_sign_of_life(client.now, &RULES);
+    assert_eq!(
+        client.wait(RULES.ping_interval),
+        ["", "#1"],
+        "no pong yet: both"
+    );
+    client.say("#2");
+    client.session.handle_sign_of_life(client.now, &RULES);
+    assert_eq!(client.wait(RULES.ping_interval), ["#1"]);
+
+    let mut client = Client::open();
+    client.wait(RULES.ping_interval);
+    client.say("");
+    client.session.handle_sign_of_life(client.now, &RULES);
+    assert_eq!(client.wait(RULES.ping_interval), [""]);
+
+    let mut client = Client::open();
+    client.say(r##"{"event":"#disconnect"}"##);
+    assert_eq!(client.wait(RULES.ping_interval), ["#1"]);
+}
+
+#[test]
+fn a_silent_client_is_closed_with_4001_and_time_it_was_not_read_does_not_count() {
+    let mut client = Client::open();
+    client.wait(Duration::from_secs(19));
+    assert_eq!(client.wait(Duration::from_secs(1)), ["close 4001"]);
+
+    let mut client = Client::open();
+    client.session.extend_life(Duration::from_secs(5));
+    client.wait(Duration::from_secs(24));
+    assert_eq!(client.wait(Duration::from_secs(1)), ["close 4001"]);
+}
+
+#[test]
+fn an_operator_sets_and_removes_tokens_and_kicks() {
+    let mut client = Client::connecting();
+    let verified = Verified {
+        expires: Some(UNIX + 1),
+    };
+    assert!(
+        !client
+            .with(|session, cx| session.set_token("t", verified, cx))
+            .0,
+        "before the handshake"
+    );
+    let mut client = Client::open();
+    let (set, heard) = client.with(|session, cx| session.set_token("t", verified, cx));
+    assert!(set && client.session.is_authenticated());
+    assert_eq!(
+        heard,
+        [r##"{"event":"#setAuthToken","data":{"token":"t"}}"##]
+    );
+    assert_eq!(
+        client.with(|session, cx| session.remove_token(cx)).1,
+        [REMOVE]
+    );
+
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    client.confirm("a");
+    let (kicked, heard) = client.with(|session, cx| session.kick_out("a", Some("bye"), cx));
+    assert!(kicked);
+    assert_eq!(
+        heard,
+        [r##"{"event":"#kickOut","data":{"channel":"a","message":"bye"}}"##]
+    );
+    assert!(!client.with(|session, cx| session.kick_out("a", None, cx)).0);
+}
+
+#[test]
+fn a_session_is_its_own_snapshot() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#authenticate","data":"until:1800000000","cid":2}"##);
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":3}"##);
+    client.confirm("a");
+    client.say(r##"{"event":"#subscribe","data":{"channel":"b"},"cid":4.5}"##);
+    client.say(r#"{"event":"x","cid":5}"#);
+    client.say(r##"{"event":"#publish","data":{"channel":"a"},"cid":6}"##);
+    let stored = serde_json::to_string(&client.session).unwrap();
+    let restored: Session = serde_json::from_str(&stored).unwrap();
+    assert_eq!(restored, client.session);
+    client.session = restored;
+    assert_eq!(client.confirm("b")[0], r#"{"rid":4.5}"#);
+    assert!(client.say(r##"{"event":"#publish","data":{"channel":"a"}}"##)[0].contains("n=2"));
+}
+
+#[test]
+fn a_client_whose_calls_all_wait_is_congested() {
+    let mut client = Client::open();
+    client.say(r##"{"event":"#subscribe","data":{"channel":"a"},"cid":2}"##);
+    let mut calls = 0;
+    while !client.session.is_congested(&RULES) {
+        client.say(r#"{"event":"x","cid":3}"#);
+        calls += 1;
+        assert!(calls < 10_000, "answers are not bounded");
+    }
+    client.confirm("a");
+    assert!(!client.session.is_congested(&RULES));
+}

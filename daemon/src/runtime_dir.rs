@@ -18,8 +18,9 @@ use rustix::{
 
 /// A Unix socket's path takes 108 bytes, a closing zero among them.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// The longest name of a socket that is ever put into the directory.
-const SOCKET_NAME_BYTES_MAX: usize = 24;
+/// The longest name of a socket that is ever put into the directory:
+/// `broker-SLOT-INCARNATION.sock`.
+const SOCKET_NAME_BYTES_MAX: usize = 40;
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -215,6 +216,25 @@ impl RuntimeDir {
         Ok(RuntimeLock { _file: file })
     }
 
+    /// Blocks until no process holds the directory's lock.
+    ///
+    /// # Errors
+    ///
+    /// When the lock file cannot be opened or waited for.
+    pub fn wait_until_free(&self) -> Result<(), RuntimeDirError> {
+        let wait = || -> io::Result<()> {
+            let file = match File::open(self.path.join("lock")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => opened?,
+            };
+            Ok(flock(&file, FlockOperation::LockShared)?)
+        };
+        wait().map_err(|source| RuntimeDirError::Io {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
     /// Removes sockets that a dead cluster left behind. Only for the holder of
     /// the lock, once no node is alive.
     ///
@@ -279,10 +299,10 @@ pub fn gate_file(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("gate")
 }
 
-/// Where a broker of this host takes links.
+/// Where one life of a broker of this host takes links.
 #[must_use]
-pub fn broker_socket(runtime_dir: &Path, slot: u32) -> PathBuf {
-    runtime_dir.join(format!("broker-{slot}.sock"))
+pub fn broker_socket(runtime_dir: &Path, slot: u32, incarnation: u64) -> PathBuf {
+    runtime_dir.join(format!("broker-{slot}-{incarnation}.sock"))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, RuntimeDirError> {
@@ -356,7 +376,7 @@ mod tests {
     fn the_longest_directory_has_room_for_every_socket() {
         for name in [
             orchestrator_socket(Path::new("")),
-            broker_socket(Path::new(""), u32::MAX),
+            broker_socket(Path::new(""), u32::MAX, u64::MAX),
         ] {
             assert!(name.as_os_str().len() <= SOCKET_NAME_BYTES_MAX, "{name:?}");
         }

@@ -1,1 +1,15 @@
-//! tests
+//! What tests of whole clusters share: the harness, a client that shows every
+//! byte, and the load generator.
+
+pub mod cluster;
+pub mod eventually;
+pub mod load;
+pub mod orchestrator;
+pub mod raw;
+pub mod status;
+pub mod tokens;
+pub mod tools;
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use eventually::{eventually, patience};
+pub use raw::Raw;

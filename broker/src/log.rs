@@ -1,0 +1,276 @@
+//! A shard's log: what has been published, in order, as far as it is kept.
+//!
+//! This log lives in memory. Everything that has to survive its process passes
+//! through [`Log::append`], so that a journal has one place to write.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use muster_proto::link::Position;
+use muster_wire::Millis;
+use slab::Slab;
+
+use crate::{
+    keys::{Keys, KeysFull},
+    limits::Limits,
+};
+
+/// Counted for each retained publication beside its data: what the two queues,
+/// the reference count and the allocator need.
+const RETAINED_OVERHEAD_BYTES: usize = 112;
+/// Channels looked at per [`Log::forget_idle`], at least.
+const SWEEP_CHANNELS_MIN: usize = 64;
+/// … and the part of all channels that is looked at, if that is more.
+const SWEEP_FRACTION: usize = 32;
+
+/// The channels of a shard and their publications.
+#[derive(Debug)]
+pub(crate) struct Log {
+    limits: Limits,
+    names: HashMap<Bytes, ChannelKey>,
+    channels: Slab<Channel>,
+    /// Every retained publication of the shard, oldest first. Each channel's
+    /// part of it is in the same order as the channel's own tail.
+    retained: VecDeque<Retained>,
+    retained_bytes: usize,
+    keys: Keys,
+    /// Where the next search for idle channels begins.
+    sweep_from: usize,
+}
+
+/// A channel's place in its shard, valid until the channel is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChannelKey(usize);
+
+#[derive(Debug)]
+struct Channel {
+    name: Bytes,
+    generation: u64,
+    last_offset: u64,
+    /// The data of the last publications, up to `last_offset`.
+    tail: VecDeque<Option<Bytes>>,
+    used_at: Millis,
+}
+
+#[derive(Debug)]
+struct Retained {
+    at: Millis,
+    channel: ChannelKey,
+    bytes: usize,
+}
+
+/// A publication on its way into the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publication<'a> {
+    pub(crate) producer: &'a [u8],
+    pub(crate) n: u64,
+    pub(crate) data: Option<&'a [u8]>,
+}
+
+/// What the log has taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Appended {
+    pub(crate) offset: u64,
+    /// The log's own copy; shares nothing with the buffer it was received in.
+    pub(crate) data: Option<Bytes>,
+}
+
+/// Why the log did not take a publication; its offset is not consumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AppendError {
+    #[error("the keys of more producers cannot be remembered")]
+    ProducersFull,
+}
+
+impl From<KeysFull> for AppendError {
+    fn from(KeysFull: KeysFull) -> Self {
+        Self::ProducersFull
+    }
+}
+
+impl ChannelKey {
+    pub(crate) fn new(index: usize) -> Self {
+        Self(index)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
+impl Log {
+    pub(crate) fn new(now: Millis, limits: Limits) -> Self {
+        Self {
+            keys: Keys::new(now, limits.key_window, limits.producers_max),
+            limits,
+            names: HashMap::new(),
+            channels: Slab::new(),
+            retained: VecDeque::new(),
+            retained_bytes: 0,
+            sweep_from: 0,
+        }
+    }
+
+    pub(crate) fn find(&self, name: &[u8]) -> Option<ChannelKey> {
+        self.names.get(name).copied()
+    }
+
+    /// Begins the log of a channel that is not there.
+    pub(crate) fn begin(&mut self, now: Millis, name: &[u8], generation: u64) -> ChannelKey {
+        debug_assert!(self.find(name).is_none(), "a live channel keeps its log");
+        let name = Bytes::copy_from_slice(name);
+        let key = ChannelKey(self.channels.insert(Channel {
+            name: name.clone(),
+            generation,
+            last_offset: 0,
+            tail: VecDeque::new(),
+            used_at: now,
+        }));
+        self.names.insert(name, key);
+        key
+    }
+
+    /// Gives the publication its channel's next offset and keeps it and its
+    /// key. Nobody may be told of a publication before this has returned.
+    pub(crate) fn append(
+        &mut self,
+        now: Millis,
+        key: ChannelKey,
+        publication: Publication<'_>,
+    ) -> Result<Appended, AppendError> {
+        self.keys.remember(publication.producer, publication.n)?;
+        let data = publication.data.map(Bytes::copy_from_slice);
+        let bytes = data.as_ref().map_or(0, Bytes::len) + RETAINED_OVERHEAD_BYTES;
+
+        let channel = &mut self.channels[key.0];
+        channel.last_offset += 1;
+        channel.used_at = now;
+        channel.tail.push_back(data.clone());
+        let offset = channel.last_offset;
+        self.retained.push_back(Retained {
+            at: now,
+            channel: key,
+            bytes,
+        });
+        self.retained_bytes += bytes;
+        self.trim(now);
+        Ok(Appended { offset, data })
+    }
+
+    /// Whether this publication, or a later one of its producer, is in the log.
+    pub(crate) fn knows(&self, producer: &[u8], n: u64) -> bool {
+        self.keys.knows(producer, n)
+    }
+
+    /// Whether the key of a publication of this age, in milliseconds, would
+    /// still be remembered if it had been appended.
+    pub(crate) fn remembers_since(&self, age_ms: u32) -> bool {
+        Duration::from_millis(age_ms.into()) <= self.limits.key_window
+    }
+
+    pub(crate) fn name(&self, key: ChannelKey) -> &Bytes {
+        &self.channels[key.0].name
+    }
+
+    /// The position of the channel's last publication.
+    pub(crate) fn head(&self, key: ChannelKey) -> Position {
+        let channel = &self.channels[key.0];
+        Position {
+            generation: channel.generation,
+            offset: channel.last_offset,
+        }
+    }
+
+    /// The position just before the channel's first retained publication.
+    pub(crate) fn tail_start(&self, key: ChannelKey) -> Position {
+        let channel = &self.channels[key.0];
+        Position {
+            generation: channel.generation,
+            offset: channel.tail_start(),
+        }
+    }
+
+    /// Whether all that follows `position` is retained.
+    pub(crate) fn reaches_back_to(&self, key: ChannelKey, position: Position) -> bool {
+        let channel = &self.channels[key.0];
+        position.generation == channel.generation
+            && (channel.tail_start()..=channel.last_offset).contains(&position.offset)
+    }
+
+    /// The retained publications after `offset` with their offsets.
+    pub(crate) fn after(
+        &self,
+        key: ChannelKey,
+        offset: u64,
+    ) -> impl Iterator<Item = (u64, &Option<Bytes>)> {
+        let channel = &self.channels[key.0];
+        let start = channel.tail_start();
+        let skip = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
+        let skip = skip.min(channel.tail.len());
+        (start + 1 + skip as u64..).zip(channel.tail.range(skip..))
+    }
+
+    /// Bytes retained, with what each publication needs beside its data.
+    pub(crate) fn retained_bytes(&self) -> usize {
+        self.retained_bytes
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Notes that the channel is in use, so that it is not forgotten soon.
+    pub(crate) fn touch(&mut self, now: Millis, key: ChannelKey) {
+        self.channels[key.0].used_at = now;
+    }
+
+    /// Lets go of publications and keys that are old enough.
+    pub(crate) fn trim(&mut self, now: Millis) {
+        self.keys.forget_old(now);
+        while let Some(oldest) = self.retained.front() {
+            let old = now.since(oldest.at) > self.limits.tail_age;
+            if !old && self.retained_bytes <= self.limits.tail_bytes_max {
+                break;
+            }
+            self.retained_bytes -= oldest.bytes;
+            self.channels[oldest.channel.0].tail.pop_front();
+            self.retained.pop_front();
+        }
+    }
+
+    /// Forgets some of the channels that are idle and that `is_free` says
+    /// nobody needs; returns how many. Called once a second it has looked at
+    /// every channel within half a minute or so.
+    pub(crate) fn forget_idle(
+        &mut self,
+        now: Millis,
+        is_free: impl Fn(ChannelKey) -> bool,
+    ) -> usize {
+        let places = self.channels.capacity();
+        let looks = SWEEP_CHANNELS_MIN.max(places / SWEEP_FRACTION).min(places);
+        let mut forgotten = 0;
+        for step in 0..looks {
+            let key = ChannelKey((self.sweep_from + step) % places);
+            let idle = self.channels.get(key.0).is_some_and(|channel| {
+                channel.tail.is_empty() && now.since(channel.used_at) > self.limits.channel_idle
+            });
+            if idle && is_free(key) {
+                let channel = self.channels.remove(key.0);
+                self.names.remove(&channel.name);
+                forgotten += 1;
+            }
+        }
+        self.sweep_from = (self.sweep_from + looks).checked_rem(places).unwrap_or(0);
+        forgotten
+    }
+}
+
+impl Channel {
+    /// The offset just before the first retained publication.
+    fn tail_start(&self) -> u64 {
+        self.last_offset - self.tail.len() as u64
+    }
+}

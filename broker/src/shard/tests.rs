@@ -1,0 +1,514 @@
+//! What a shard promises, without IO: links are pulled by hand.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever else comes fails the test"
+)]
+
+use std::{collections::HashSet, mem, task::Waker, time::Duration};
+
+use muster_proto::link::{BrokerFrame, NotOwner, Subscribed, broker_frame::Frame};
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::*;
+use crate::link::{LinkEnd, Step};
+
+mod history;
+
+const EPOCH: u64 = 5;
+const PLENTY: u64 = 1 << 40;
+
+/// One shard and a clock.
+struct Bench {
+    shard: Shard,
+    now: Millis,
+    rng: StdRng,
+    n: u64,
+    /// What came in one batch with the `Subscribed` that was asked for last.
+    rest: Vec<Frame>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(limits(), 1000)
+    }
+
+    fn with(limits: Limits, channels_max: u64) -> Self {
+        let count = Arc::new(ChannelCount::new(channels_max));
+        Self {
+            shard: Shard::open(Millis(0), ShardId::new(7), EPOCH, limits, count),
+            now: Millis(0),
+            rng: StdRng::seed_from_u64(1),
+            n: 0,
+            rest: Vec::new(),
+        }
+    }
+
+    fn turn<T>(&mut self, act: impl FnOnce(&mut Shard, &mut Turn, &mut StdRng) -> T) -> T {
+        let mut turn = Turn::new(self.now);
+        act(&mut self.shard, &mut turn, &mut self.rng)
+    }
+
+    fn link(&self, credit: u64) -> Arc<Link> {
+        let link = Arc::new(Link::new(self.now));
+        link.add_credit(&mut Turn::new(self.now), credit);
+        link
+    }
+
+    /// Publishes under a key of its own.
+    fn publish(&mut self, channel: &str, data: &str) -> Result<(), RefusalReason> {
+        self.n += 1;
+        let publish = publication("bench", self.n, channel, data);
+        self.turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
+    }
+
+    fn subscribe(&mut self, link: &Arc<Link>, channel: &str, after: Option<Position>) {
+        let subscribe = Subscribe {
+            channel: Bytes::copy_from_slice(channel.as_bytes()),
+            after,
+        };
+        self.turn(|shard, turn, rng| shard.subscribe(turn, rng, link, &subscribe));
+    }
+
+    /// One batch, as the connection would take it.
+    fn pull(&mut self, link: &Arc<Link>) -> Vec<Frame> {
+        loop {
+            match link.next_step(self.now, Waker::noop()) {
+                Step::Send(batch) => {
+                    let frames = batch.frames.into_iter();
+                    return frames.filter_map(|BrokerFrame { frame }| frame).collect();
+                }
+                Step::Resume(_, channel) => {
+                    self.turn(|shard, turn, _| shard.resume(turn, link, &channel));
+                }
+                Step::Wait | Step::End(_) => return Vec::new(),
+            }
+        }
+    }
+
+    fn pull_all(&mut self, link: &Arc<Link>) -> Vec<Frame> {
+        let mut all = mem::take(&mut self.rest);
+        loop {
+            let frames = self.pull(link);
+            if frames.is_empty() {
+                return all;
+            }
+            all.extend(frames);
+        }
+    }
+
+    /// The data of everything relayed, and nothing but relays.
+    fn relayed(&mut self, link: &Arc<Link>) -> Vec<(u64, String)> {
+        let relay = |frame| match frame {
+            Frame::Relay(relay) => {
+                let data = relay.data.unwrap_or_default().to_vec();
+                (relay.offset, String::from_utf8(data).unwrap())
+            }
+            other => panic!("{other:?} instead of a relay"),
+        };
+        self.pull_all(link).into_iter().map(relay).collect()
+    }
+
+    /// The next frame, which answers a `Subscribe`.
+    fn subscribed(&mut self, link: &Arc<Link>) -> (Position, bool) {
+        let mut frames = self.pull(link).into_iter();
+        match frames.next() {
+            Some(Frame::Subscribed(subscribed)) => {
+                self.rest = frames.collect();
+                (subscribed.position.unwrap(), subscribed.recovered)
+            }
+            other => panic!("{other:?} instead of Subscribed"),
+        }
+    }
+
+    fn sweep(&mut self, times: usize) {
+        for _ in 0..times {
+            self.shard.sweep(self.now);
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        tail_age: Duration::from_secs(30),
+        tail_bytes_max: 1 << 20,
+        key_window: Duration::from_secs(60),
+        producers_max: 100,
+        channel_idle: Duration::from_secs(60),
+    }
+}
+
+fn publication(producer: &str, n: u64, channel: &str, data: &str) -> Publish {
+    Publish {
+        seq: 0,
+        channel: Bytes::copy_from_slice(channel.as_bytes()),
+        data: Some(Bytes::copy_from_slice(data.as_bytes())),
+        producer: Bytes::copy_from_slice(producer.as_bytes()),
+        n,
+        shard_epoch: EPOCH,
+        age_ms: 0,
+        attempt: 0,
+    }
+}
+
+fn numbered(offsets: std::ops::RangeInclusive<u64>) -> Vec<(u64, String)> {
+    offsets.map(|offset| (offset, offset.to_string())).collect()
+}
+
+#[test]
+fn a_subscriber_without_position_gets_what_comes_from_now_on() {
+    let mut bench = Bench::new();
+    bench.publish("a", "1").unwrap();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    let (position, recovered) = bench.subscribed(&link);
+    assert_eq!((position.offset, recovered), (1, true));
+    bench.publish("a", "2").unwrap();
+    bench.publish("b", "1").unwrap();
+    assert_eq!(bench.relayed(&link), numbered(2..=2));
+}
+
+#[test]
+fn a_subscriber_with_position_gets_exactly_what_is_missing_and_then_what_comes() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    let (start, _) = bench.subscribed(&link);
+    for data in 1..=9 {
+        bench.publish("a", &data.to_string()).unwrap();
+    }
+    for offset in 0..=9 {
+        let link = bench.link(PLENTY);
+        let after = Position { offset, ..start };
+        bench.subscribe(&link, "a", Some(after));
+        bench.publish("a", &(10 + offset).to_string()).unwrap();
+        assert_eq!(bench.subscribed(&link), (after, true));
+        assert_eq!(bench.relayed(&link), numbered(offset + 1..=10 + offset));
+    }
+}
+
+#[test]
+fn a_position_whose_continuation_is_gone_starts_at_the_oldest_that_is_kept() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    let (start, _) = bench.subscribed(&link);
+    for data in 1..=3 {
+        bench.now = Millis(data * 10_000);
+        bench.publish("a", &data.to_string()).unwrap();
+    }
+    bench.now = Millis(45_000); // The first is 35 s old.
+
+    let late = bench.link(PLENTY);
+    bench.subscribe(&late, "a", Some(start));
+    let kept = Position { offset: 1, ..start };
+    assert_eq!(bench.subscribed(&late), (kept, false));
+    assert_eq!(bench.relayed(&late), numbered(2..=3));
+
+    let stranger = bench.link(PLENTY);
+    let other = Position {
+        generation: !start.generation,
+        offset: 3,
+    };
+    bench.subscribe(&stranger, "a", Some(other));
+    assert_eq!(bench.subscribed(&stranger), (kept, false));
+
+    let ahead = bench.link(PLENTY);
+    bench.subscribe(&ahead, "a", Some(Position { offset: 4, ..start }));
+    assert_eq!(bench.subscribed(&ahead), (kept, false));
+}
+
+#[test]
+fn an_unsubscribed_link_gets_nothing_more() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    bench.subscribed(&link);
+    bench.shard.unsubscribe(Millis(0), &link, b"a");
+    bench.shard.unsubscribe(Millis(0), &link, b"never seen");
+    bench.publish("a", "1").unwrap();
+    assert_eq!(bench.relayed(&link), []);
+}
+
+#[test]
+fn a_link_that_subscribes_twice_gets_each_publication_once() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    bench.subscribe(&link, "a", None);
+    assert_eq!(bench.pull_all(&link).len(), 2);
+    bench.publish("a", "1").unwrap();
+    assert_eq!(bench.relayed(&link), numbered(1..=1));
+}
+
+#[test]
+fn a_known_key_is_acked_without_a_new_offset() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    bench.subscribed(&link);
+    for (n, data) in [(1, "1"), (1, "1"), (3, "2"), (2, "?"), (3, "2"), (4, "3")] {
+        let publish = publication("p", n, "a", data);
+        let outcome = bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish));
+        assert_eq!(outcome, Ok(()));
+    }
+    assert_eq!(bench.relayed(&link), numbered(1..=3));
+}
+
+#[test]
+fn a_refused_publication_consumes_no_offset_and_its_key_stays_free() {
+    let mut bench = Bench::with(limits(), 1);
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    bench.subscribed(&link);
+    let mut publish =
+        |publish: Publish| bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish));
+    let good = || publication("p", 1, "a", "1");
+    let early = Publish {
+        shard_epoch: EPOCH + 1,
+        ..good()
+    };
+    assert_eq!(publish(early), Err(RefusalReason::WrongEpoch));
+    let old = Publish {
+        age_ms: 60_001,
+        ..good()
+    };
+    assert_eq!(publish(old), Err(RefusalReason::Expired));
+    let elsewhere = publication("p", 1, "b", "1");
+    assert_eq!(publish(elsewhere), Err(RefusalReason::ChannelsFull));
+    let just_in_time = Publish {
+        age_ms: 60_000,
+        ..good()
+    };
+    assert_eq!(publish(just_in_time), Ok(()));
+    assert_eq!(bench.relayed(&link), numbered(1..=1));
+}
+
+#[test]
+fn an_old_publication_that_is_known_is_acked() {
+    let mut bench = Bench::new();
+    let old = Publish {
+        age_ms: u32::MAX,
+        ..publication("p", 1, "a", "1")
+    };
+    let mut publish =
+        |publish: &Publish| bench.turn(|shard, turn, rng| shard.publish(turn, rng, publish));
+    assert_eq!(publish(&publication("p", 1, "a", "1")), Ok(()));
+    assert_eq!(publish(&old), Ok(()));
+}
+
+#[test]
+fn a_producer_too_many_is_refused_as_log_full() {
+    let mut bench = Bench::new();
+    let mut publish = |producer: u64| {
+        let publish = publication(&producer.to_string(), 1, "a", "1");
+        bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
+    };
+    for producer in 0..100 {
+        assert_eq!(publish(producer), Ok(()));
+    }
+    assert_eq!(publish(100), Err(RefusalReason::LogFull));
+    assert_eq!(publish(0), Ok(()));
+}
+
+#[test]
+fn a_subscription_to_a_channel_too_many_is_told_why() {
+    let mut bench = Bench::with(limits(), 1);
+    let link = bench.link(PLENTY);
+    bench.publish("a", "1").unwrap();
+    bench.subscribe(&link, "b", None);
+    let refused = Frame::NotOwner(NotOwner {
+        channel: Bytes::from_static(b"b"),
+        reason: RefusalReason::ChannelsFull.into(),
+    });
+    assert_eq!(bench.pull_all(&link), [refused]);
+}
+
+#[test]
+fn an_idle_channel_is_forgotten_and_begins_anew() {
+    let mut bench = Bench::with(limits(), 1);
+    bench.publish("a", "1").unwrap();
+    bench.now = Millis(31_000);
+    bench.sweep(1);
+    assert_eq!(bench.publish("b", "1"), Err(RefusalReason::ChannelsFull));
+    bench.now = Millis(60_001);
+    bench.sweep(1);
+    bench.publish("b", "1").unwrap();
+}
+
+#[test]
+fn a_channel_that_is_subscribed_to_or_used_lives_on() {
+    let mut bench = Bench::with(limits(), 1);
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    let (before, _) = bench.subscribed(&link);
+    bench.publish("a", "1").unwrap();
+    bench.now = Millis(1_000_000);
+    bench.sweep(2);
+    bench.shard.remove_link(bench.now, &link);
+    // It has only now lost its subscriber.
+    bench.now = Millis(1_060_000);
+    bench.sweep(2);
+    let again = bench.link(PLENTY);
+    let after = Position {
+        offset: 1,
+        ..before
+    };
+    bench.subscribe(&again, "a", Some(after));
+    assert_eq!(bench.subscribed(&again), (after, true));
+
+    bench.shard.remove_link(bench.now, &again);
+    bench.now = Millis(2_000_000);
+    bench.sweep(2);
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", Some(after));
+    let (position, recovered) = bench.subscribed(&link);
+    assert_ne!(position.generation, before.generation);
+    assert_eq!((position.offset, recovered), (0, false));
+}
+
+#[test]
+fn every_one_of_many_idle_channels_is_forgotten_within_a_minute_of_sweeps() {
+    let mut bench = Bench::with(limits(), 5000);
+    let link = bench.link(PLENTY);
+    for channel in 0..5000 {
+        bench.subscribe(&link, &channel.to_string(), None);
+    }
+    bench.shard.remove_link(bench.now, &link);
+    bench.now = Millis(60_001);
+    bench.sweep(60);
+    assert_eq!(bench.shard.channel_count.get(), 0);
+}
+
+#[test]
+fn a_link_that_ended_is_neither_relayed_to_nor_kept() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    link.end(&mut Turn::new(Millis(0)), LinkEnd::Finished);
+    bench.publish("a", "1").unwrap();
+    assert_eq!(Arc::strong_count(&link), 1);
+}
+
+#[test]
+fn a_link_that_fell_behind_what_is_kept_is_told_so_and_goes_on() {
+    let small = Limits {
+        tail_bytes_max: 1000,
+        ..limits()
+    };
+    let mut bench = Bench::with(small, 10);
+    let link = bench.link(1);
+    bench.subscribe(&link, "a", None);
+    let (start, _) = bench.subscribed(&link);
+    for data in 1..=100 {
+        bench.publish("a", &data.to_string()).unwrap();
+    }
+    assert_eq!(bench.relayed(&link), numbered(1..=1));
+    link.add_credit(&mut Turn::new(bench.now), PLENTY);
+    let mut frames = bench.pull_all(&link).into_iter();
+    let Some(Frame::Subscribed(Subscribed {
+        position,
+        recovered: false,
+        ..
+    })) = frames.next()
+    else {
+        panic!("the hole is not told");
+    };
+    let position = position.unwrap();
+    assert_eq!(position.generation, start.generation);
+    assert!((50..100).contains(&position.offset), "{}", position.offset);
+    let offsets: Vec<u64> = frames
+        .map(|frame| match frame {
+            Frame::Relay(relay) => relay.offset,
+            other => panic!("{other:?} instead of a relay"),
+        })
+        .collect();
+    assert_eq!(offsets, (position.offset + 1..=100).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_link_that_is_behind_gets_its_channels_in_turns() {
+    let mut bench = Bench::new();
+    let link = bench.link(0);
+    let data = "x".repeat(1000);
+    for channel in ["a", "b", "c"] {
+        bench.subscribe(&link, channel, None);
+        for _ in 0..100 {
+            bench.publish(channel, &data).unwrap();
+        }
+    }
+    bench.pull_all(&link);
+    link.add_credit(&mut Turn::new(bench.now), 60_000);
+    let channels: HashSet<Bytes> = bench
+        .pull_all(&link)
+        .into_iter()
+        .filter_map(|frame| match frame {
+            Frame::Relay(relay) => Some(relay.channel),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(channels.len(), 3);
+}
+
+#[test]
+fn a_read_is_limited_by_its_offset_its_bytes_and_what_is_kept() {
+    let mut bench = Bench::new();
+    for data in 1..=5 {
+        bench.now = Millis(data * 10_000);
+        bench.publish("a", &data.to_string()).unwrap();
+    }
+    bench.now = Millis(45_000);
+    bench.sweep(1); // The first is gone.
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    let (head, _) = bench.subscribed(&link);
+    let read = |after: Option<u64>, to_offset, bytes_max| {
+        let response = bench.shard.read(&ReadRequest {
+            channel: Bytes::from_static(b"a"),
+            after: after.map(|offset| Position { offset, ..head }),
+            to_offset,
+            bytes_max,
+        });
+        assert_eq!(response.head, Some(head));
+        let offsets: Vec<u64> = response.publications.iter().map(|p| p.offset).collect();
+        (offsets, response.complete)
+    };
+    assert_eq!(read(Some(1), 0, 0), (vec![2, 3, 4, 5], true));
+    assert_eq!(read(Some(0), 0, 0), (vec![2, 3, 4, 5], false));
+    assert_eq!(read(None, 3, 0), (vec![2, 3], false));
+    assert_eq!(read(Some(2), 0, 2), (vec![3, 4], true));
+    assert_eq!(read(Some(5), 0, 0), (vec![], true));
+    assert_eq!(read(Some(6), 0, 0), (vec![], false));
+
+    let unknown = bench.shard.read(&ReadRequest::default());
+    assert_eq!((unknown.head, unknown.complete), (None, false));
+    let other_generation = bench.shard.read(&ReadRequest {
+        channel: Bytes::from_static(b"a"),
+        after: Some(Position {
+            generation: !head.generation,
+            offset: 2,
+        }),
+        ..ReadRequest::default()
+    });
+    assert!(other_generation.publications.is_empty() && !other_generation.complete);
+}
+
+#[test]
+fn a_publication_does_not_pin_the_batch_it_came_in() {
+    let mut bench = Bench::new();
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", None);
+    bench.subscribed(&link);
+    let batch = Bytes::from(vec![b'1'; 64 << 10]);
+    let publish = Publish {
+        data: Some(batch.slice(..20)),
+        producer: batch.slice(..8),
+        ..publication("", 1, "a", "")
+    };
+    bench
+        .turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
+        .unwrap();
+    bench.pull_all(&link);
+    drop(publish);
+    assert!(batch.is_unique());
+}

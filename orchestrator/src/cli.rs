@@ -1,0 +1,296 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+use muster_daemon::{NodeArgs, config::Override};
+
+/// Slots in the accept gate's memory, hence workers of one cluster.
+const WORKERS_MAX: i64 = 256;
+/// Shards that brokers share; a broker without one is of no use.
+const BROKERS_MAX: i64 = muster_proto::SHARDS as i64;
+
+/// Muster: a realtime cluster for games that speaks the SocketCluster protocol.
+#[derive(Debug, Parser)]
+#[command(name = "orchestrator", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Configuration file.
+    #[arg(short, long, global = true, value_name = "FILE", env = "MUSTER_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the cluster keeps its sockets and its lock [default:
+    /// $XDG_RUNTIME_DIR/muster, else muster-UID in the temporary directory].
+    #[arg(long, global = true, value_name = "DIR", env = "MUSTER_RUNTIME_DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Start a cluster and keep it running until SIGTERM, Ctrl-C or `down`.
+    Up(UpArgs),
+    /// Show what runs.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End the cluster: close the clients in a paced way, then all processes.
+    Down,
+    /// Load the configuration, say whether it is fine, and end.
+    CheckConfig,
+    /// Print the configuration in effect, with the source of each value.
+    PrintConfig {
+        /// Print every setting with its documentation and default instead.
+        #[arg(long)]
+        defaults: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Take a client's subscription away.
+    Kick {
+        /// The client's session id.
+        connection: String,
+        /// The channel; without it, all of the client's channels.
+        channel: Option<String>,
+        /// What the client is told.
+        #[arg(long, default_value = "")]
+        message: String,
+    },
+    /// Close a client's connection.
+    Disconnect {
+        /// The client's session id.
+        connection: String,
+        /// The close code; after 1000, and from 4500 up, a stock client stays away.
+        #[arg(long, default_value_t = 1000, value_parser = close_code)]
+        code: u16,
+        /// The close reason, at most 123 bytes.
+        #[arg(long, default_value = "", value_parser = close_reason)]
+        reason: String,
+    },
+    /// Set or remove a client's authentication token.
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Be a worker; the orchestrator starts these.
+    #[command(hide = true)]
+    Worker(NodeArgs),
+    /// Be a broker; the orchestrator starts these.
+    #[command(hide = true)]
+    Broker(NodeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenVerb {
+    /// Sign a token with these claims and give it to the client.
+    Set {
+        /// The client's session id.
+        connection: String,
+        /// A JSON object.
+        #[arg(value_name = "CLAIMS_JSON", value_parser = claims)]
+        claims: String,
+    },
+    /// Remove the client's token.
+    Remove {
+        /// The client's session id.
+        connection: String,
+    },
+}
+
+/// What varies with each launch; everything else is in the configuration.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpArgs {
+    /// Worker processes [default: one per core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    pub(crate) workers: Option<u32>,
+    /// Broker processes [default: one per four workers, at least one].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=BROKERS_MAX))]
+    pub(crate) brokers: Option<u32>,
+    #[command(flatten)]
+    pub(crate) settings: SettingArgs,
+}
+
+/// Flags that set a key of the configuration.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SettingArgs {
+    /// Address that clients connect to; port 0 takes a free one [listener.addr].
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// File with the secret that tokens are signed with [auth.key_file].
+    #[arg(long, value_name = "FILE")]
+    auth_key_file: Option<String>,
+    /// auto, text or json [log.format].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// What is logged, in the syntax of RUST_LOG [log.filter].
+    #[arg(long, value_name = "FILTER")]
+    log_filter: Option<String>,
+}
+
+impl SettingArgs {
+    /// The keys that were set.
+    pub(crate) fn overrides(&self) -> Vec<Override> {
+        [
+            ("listener.addr", "--listen", &self.listen),
+            ("auth.key_file", "--auth-key-file", &self.auth_key_file),
+            ("log.format", "--log-format", &self.log_format),
+            ("log.filter", "--log-filter", &self.log_filter),
+        ]
+        .into_iter()
+        .filter_map(|(key, flag, value)| {
+            let value = value.clone()?;
+            Some(Override { key, value, flag })
+        })
+        .collect()
+    }
+}
+
+/// How many nodes of each role there are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) workers: u32,
+    pub(crate) brokers: u32,
+}
+
+impl UpArgs {
+    /// The cluster's size on a machine with this many cores.
+    ///
+    /// A worker's single thread is what a message costs most on, so there is one
+    /// per core; one broker's thread keeps several workers busy.
+    pub(crate) fn size(&self, cores: usize) -> Size {
+        let most = u32::try_from(WORKERS_MAX).expect("the limit is small");
+        let cores = u32::try_from(cores).unwrap_or(most).clamp(1, most);
+        let workers = self.workers.unwrap_or(cores);
+        let brokers = self.brokers.unwrap_or((workers / 4).max(1));
+        Size { workers, brokers }
+    }
+}
+
+/// What may stand in a close frame (RFC 6455 section 7.4).
+fn close_code(text: &str) -> Result<u16, String> {
+    let code: u16 = text
+        .parse()
+        .map_err(|_| "a close code is a number".to_owned())?;
+    match code {
+        1000..=1003 | 1007..=1014 | 3000..=4999 => Ok(code),
+        _ => Err("a close code is 1000 to 1003, 1007 to 1014, or 3000 to 4999".into()),
+    }
+}
+
+fn close_reason(text: &str) -> Result<String, String> {
+    const REASON_BYTES_MAX: usize = 123;
+    if text.len() > REASON_BYTES_MAX {
+        return Err(format!(
+            "a close reason is at most {REASON_BYTES_MAX} bytes"
+        ));
+    }
+    Ok(text.into())
+}
+
+fn claims(text: &str) -> Result<String, String> {
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
+        Ok(_) => Ok(text.into()),
+        Err(error) => Err(format!("the claims are not a JSON object: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn up(line: &str) -> UpArgs {
+        match parse(line).unwrap().verb {
+            Verb::Up(args) => args,
+            other => panic!("not up: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_file_may_stand_before_and_after_the_verb() {
+        for line in [
+            "orchestrator --config a.toml up",
+            "orchestrator up --config a.toml",
+            "orchestrator -c a.toml status",
+        ] {
+            assert_eq!(parse(line).unwrap().config, Some("a.toml".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_node_takes_its_own_arguments() {
+        let line =
+            "orchestrator worker --slot 3 --incarnation 9 --runtime-dir /r --config /r/config.toml";
+        let Verb::Worker(args) = parse(line).unwrap().verb else {
+            panic!("not a worker");
+        };
+        assert_eq!((args.slot, args.incarnation), (3, 9));
+        assert_eq!(args.runtime_dir, PathBuf::from("/r"));
+        assert_eq!(args.config, Some("/r/config.toml".into()));
+    }
+
+    #[test]
+    fn flags_become_settings_and_only_those_given() {
+        let args = up("orchestrator up --listen 127.0.0.1:0 --log-format json");
+        let overrides = args.settings.overrides();
+        let keys: Vec<_> = overrides.iter().map(|over| over.key).collect();
+        assert_eq!(keys, ["listener.addr", "log.format"]);
+        assert_eq!(overrides[0].value, "127.0.0.1:0");
+        assert_eq!(overrides[0].flag, "--listen");
+    }
+
+    #[test]
+    fn the_default_size_follows_the_cores() {
+        let args = up("orchestrator up");
+        for (cores, workers, brokers) in [(1, 1, 1), (2, 2, 1), (8, 8, 2), (1000, 256, 64)] {
+            assert_eq!(args.size(cores), Size { workers, brokers });
+        }
+        let args = up("orchestrator up --workers 3 --brokers 5");
+        let (workers, brokers) = (3, 5);
+        assert_eq!(args.size(64), Size { workers, brokers });
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "orchestrator",
+            "orchestrator up --workers 0",
+            "orchestrator up --workers 257",
+            "orchestrator up --brokers 257",
+            "orchestrator up --adr 127.0.0.1:1",
+            "orchestrator disconnect id --code 1005",
+            "orchestrator disconnect id --code 65536",
+            "orchestrator token set id [1]",
+            "orchestrator token set id {",
+            "orchestrator worker --slot 1",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn operator_verbs_take_a_connection() {
+        for line in [
+            "orchestrator kick id",
+            "orchestrator kick id news --message bye",
+            "orchestrator disconnect id --code 4500 --reason bye",
+            "orchestrator token set id {\"a\":1}",
+            "orchestrator token remove id",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+}

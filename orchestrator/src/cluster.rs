@@ -1,0 +1,542 @@
+//! The running cluster: one task that owns everything the orchestrator knows
+//! and obeys its decisions.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use muster_daemon::{
+    clock,
+    signals::{Signals, Stop},
+};
+use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
+use muster_wire::Millis;
+use rand::rngs::SmallRng;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tracing::{info, warn};
+
+use crate::{
+    calls::{Calls, Outcome},
+    cli::Size,
+    console::Console,
+    control::{JoinRefused, Request},
+    fleet::Fleet,
+    membership::{Joined, Membership, Tell},
+    node::{NodeId, Role},
+    spawn::{Ended, Spawner},
+    supervisor::{Action, Event, Exit, Phase},
+    table,
+};
+
+/// What a worker may take beyond `shutdown.timeout` before it is killed.
+const WORKER_GRACE: Duration = Duration::from_secs(2);
+/// Longest that a broker may take to end.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a killed process may take to be gone; only a process in
+/// uninterruptible sleep does.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+const TABLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Without anything to do, the loop still turns this often.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What the cluster is and how it ends.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) size: Size,
+    pub(crate) listen: SocketAddr,
+    pub(crate) path: String,
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) shutdown_timeout: Duration,
+    /// Incarnations of this cluster's nodes come after it.
+    pub(crate) incarnation: u64,
+    /// Where a table is wanted.
+    pub(crate) table: Option<Console>,
+}
+
+/// Why a cluster ended otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    #[error("{node} does not start: {exit}")]
+    DoesNotStart { node: NodeId, exit: Exit },
+    #[error("ended at once by a second signal: clients were cut off")]
+    CutShort,
+    #[error("{} processes could not be killed: {}", pids.len(), pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    Unkillable { pids: Vec<u32> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Some node has never been ready.
+    Starting,
+    Running,
+    /// Clients are being closed.
+    EndingWorkers {
+        until: Millis,
+    },
+    EndingBrokers {
+        until: Millis,
+    },
+    /// Everything was killed and must be gone soon.
+    Killing {
+        until: Millis,
+    },
+}
+
+/// Everything the orchestrator knows.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    settings: Settings,
+    spawner: Spawner,
+    fleet: Fleet,
+    membership: Membership,
+    calls: Calls<oneshot::Sender<Outcome>>,
+    children: JoinSet<Ended>,
+    stage: Stage,
+    failure: Option<ClusterError>,
+    started: Millis,
+    rng: SmallRng,
+}
+
+impl Cluster {
+    pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
+        Self {
+            fleet: Fleet::new(settings.size, settings.incarnation),
+            membership: Membership::new(settings.size.brokers),
+            settings,
+            spawner,
+            calls: Calls::default(),
+            children: JoinSet::new(),
+            stage: Stage::Starting,
+            failure: None,
+            started: now,
+            rng,
+        }
+    }
+
+    /// Starts the nodes and keeps them running until the cluster is to end;
+    /// returns once no process is left.
+    pub(crate) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut signals: Signals,
+    ) -> Result<(), ClusterError> {
+        let mut table = interval(TABLE_INTERVAL);
+        table.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            self.advance(clock::now());
+            if self.is_over() {
+                self.hide_table();
+                return self.failure.map_or(Ok(()), Err);
+            }
+            let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
+            tokio::select! {
+                stop = signals.next() => self.stop(clock::now(), stop),
+                Some(request) = requests.recv() => self.handle(clock::now(), request),
+                Some(ended) = self.children.join_next() => match ended {
+                    Ok(ended) => self.ended(clock::now(), ended),
+                    Err(error) => warn!(%error, "A task that attends a node ended."),
+                },
+                _ = table.tick() => self.show_table(clock::now()),
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Does what is due.
+    fn advance(&mut self, now: Millis) {
+        for role in [Role::Broker, Role::Worker] {
+            for id in self.fleet.ids(role) {
+                self.feed(now, id, Event::Woken);
+            }
+        }
+        let tells = self.membership.time(now);
+        self.tell(tells);
+        for (answer, outcome) in self.calls.time(now) {
+            // An operator that gave up needs no answer.
+            let _ = answer.send(outcome);
+        }
+        self.advance_stage(now);
+    }
+
+    fn advance_stage(&mut self, now: Millis) {
+        let ready = |phase| matches!(phase, Phase::Ready { .. });
+        let stopped = |phase| phase == Phase::Stopped;
+        match self.stage {
+            Stage::Starting
+                if self.fleet.all(Role::Broker, ready)
+                    && self.fleet.all(Role::Worker, ready)
+                    && self.membership.is_published() =>
+            {
+                self.stage = Stage::Running;
+                self.announce();
+            }
+            Stage::EndingWorkers { .. } if self.fleet.all(Role::Worker, stopped) => {
+                self.stop_role(now, Role::Broker);
+                let until = now + BROKER_TIMEOUT;
+                self.stage = Stage::EndingBrokers { until };
+            }
+            Stage::EndingWorkers { until } | Stage::EndingBrokers { until } if until <= now => {
+                self.kill_all(now);
+            }
+            Stage::Killing { until } if until <= now => {
+                let nodes = self.fleet.nodes();
+                let lives = nodes.filter_map(|(_, node)| node.slot.life());
+                let pids = lives.map(|life| life.pid).collect();
+                self.failure = Some(ClusterError::Unkillable { pids });
+                self.children.abort_all();
+            }
+            Stage::Starting
+            | Stage::Running
+            | Stage::EndingWorkers { .. }
+            | Stage::EndingBrokers { .. }
+            | Stage::Killing { .. } => {}
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let stopped = |phase| phase == Phase::Stopped;
+        let all = self.fleet.all(Role::Worker, stopped) && self.fleet.all(Role::Broker, stopped);
+        let given_up = matches!(self.failure, Some(ClusterError::Unkillable { .. }));
+        all || given_up
+    }
+
+    fn wake_at(&self) -> Option<Millis> {
+        let stage = match self.stage {
+            Stage::Starting | Stage::Running => None,
+            Stage::EndingWorkers { until }
+            | Stage::EndingBrokers { until }
+            | Stage::Killing { until } => Some(until),
+        };
+        let times = [
+            stage,
+            self.fleet.wake_at(),
+            self.membership.wake_at(),
+            self.calls.wake_at(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn handle(&mut self, now: Millis, request: Request) {
+        match request {
+            Request::Join {
+                node,
+                pid,
+                stream,
+                commands,
+                answer,
+            } => {
+                let life = (node.incarnation, pid);
+                let joined = self.fleet.join(node.id, life, stream, commands);
+                let result = joined.ok_or(JoinRefused);
+                // A node that is gone again also ends its stream.
+                let _ = answer.send(result);
+                match result {
+                    Ok(()) => self.joined(now, node),
+                    Err(JoinRefused) => {
+                        warn!(node = %node.id, pid, "Refused a node that was not started here.");
+                    }
+                }
+            }
+            Request::Report { stream, report } => {
+                if let Some(id) = self.fleet.of_stream(stream) {
+                    self.reported(now, id, report);
+                }
+            }
+            Request::Leave { stream } => {
+                if let Some(id) = self.fleet.of_stream(stream) {
+                    self.leave(id);
+                }
+            }
+            Request::Status { answer } => {
+                // An operator that gave up needs no answer, here and below.
+                let _ = answer.send(self.status(now));
+            }
+            Request::Down { answer } => {
+                self.stop(now, Stop::Graceful);
+                let _ = answer.send(());
+            }
+            Request::Client { command, answer } => self.client(now, command, answer),
+        }
+    }
+
+    fn joined(&mut self, now: Millis, node: Joined) {
+        // Nodes that are ending need no view.
+        if matches!(self.stage, Stage::Starting | Stage::Running) {
+            let tells = self.membership.joined(now, node);
+            self.tell(tells);
+        }
+    }
+
+    fn reported(&mut self, now: Millis, id: NodeId, report: Report) {
+        match report {
+            // It was said when the stream began.
+            Report::Hello(_) => {}
+            Report::Ready(pb::Ready {}) => {
+                let life = self.fleet.get_mut(id).and_then(|node| node.slot.life());
+                if let Some(life) = life {
+                    let incarnation = life.incarnation;
+                    self.feed(now, id, Event::Ready { incarnation });
+                }
+            }
+            Report::Heartbeat(heartbeat) => {
+                if let Some(node) = self.fleet.get_mut(id) {
+                    node.heartbeat(now, heartbeat);
+                }
+            }
+            Report::ViewApplied(applied) => {
+                let tells = self.membership.applied(id, applied.epoch);
+                self.tell(tells);
+            }
+            Report::Client(result) => {
+                if let Some((answer, outcome)) = self.calls.answered(id.slot, &result) {
+                    let _ = answer.send(outcome);
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, id: NodeId) {
+        self.fleet.leave(id);
+        let tells = self.membership.left(id);
+        self.tell(tells);
+        if id.role == Role::Worker {
+            for (answer, outcome) in self.calls.left(id.slot) {
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+
+    fn ended(&mut self, now: Millis, ended: Ended) {
+        let Ended {
+            node: id,
+            incarnation,
+            exit,
+        } = ended;
+        self.leave(id);
+        let address = self.membership.address(id);
+        if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
+            // One that ended by itself has removed it.
+            let _ = std::fs::remove_file(socket);
+        }
+        let ending = !matches!(self.stage, Stage::Starting | Stage::Running);
+        if ending {
+            info!(node = %id, %exit, "Node ended.");
+        } else {
+            warn!(node = %id, %exit, "Node ended, starting it again.");
+        }
+        self.feed(now, id, Event::Exited { incarnation, exit });
+    }
+
+    /// Feeds a slot and does what it decides.
+    fn feed(&mut self, now: Millis, id: NodeId, event: Event) {
+        let Some(node) = self.fleet.get_mut(id) else {
+            return;
+        };
+        match node.slot.handle(now, event, &mut self.rng) {
+            Action::Nothing => {}
+            Action::Start { incarnation } => {
+                node.reborn(now);
+                let event = match self.spawner.start(id, incarnation) {
+                    Ok(started) => {
+                        let pid = started.pid;
+                        info!(node = %id, pid, "Node started.");
+                        self.children
+                            .spawn(self.spawner.attend(id, incarnation, started));
+                        Event::Started { pid }
+                    }
+                    Err(error) => {
+                        warn!(node = %id, %error, "Node cannot be started.");
+                        let reason = error.to_string();
+                        Event::StartFailed { reason }
+                    }
+                };
+                self.feed(now, id, event);
+            }
+            Action::Terminate(life) => signal(life.pid, Signal::TERM),
+        }
+        self.give_up_on_crash_loop(now, id);
+    }
+
+    /// A cluster that has never been whole and does not get there ends with the
+    /// reason; one that was keeps trying.
+    fn give_up_on_crash_loop(&mut self, now: Millis, id: NodeId) {
+        let Some(node) = self.fleet.get_mut(id) else {
+            return;
+        };
+        if self.stage == Stage::Starting && node.slot.is_crash_loop() {
+            let exit = node.slot.last_exit().cloned().unwrap_or_default();
+            self.failure = Some(ClusterError::DoesNotStart { node: id, exit });
+            self.begin_end(now);
+        }
+    }
+
+    fn stop(&mut self, now: Millis, stop: Stop) {
+        match (stop, self.stage) {
+            (Stop::Graceful, Stage::Starting | Stage::Running) => {
+                let timeout = self.settings.shutdown_timeout;
+                info!(?timeout, "Ending: closing the clients.");
+                self.begin_end(now);
+            }
+            (Stop::Graceful, Stage::EndingWorkers { .. } | Stage::EndingBrokers { .. }) => {}
+            (
+                Stop::AtOnce,
+                Stage::Starting
+                | Stage::Running
+                | Stage::EndingWorkers { .. }
+                | Stage::EndingBrokers { .. },
+            ) => {
+                self.failure.get_or_insert(ClusterError::CutShort);
+                self.kill_all(now);
+            }
+            (Stop::Graceful | Stop::AtOnce, Stage::Killing { .. }) => {}
+        }
+    }
+
+    fn begin_end(&mut self, now: Millis) {
+        self.stop_role(now, Role::Worker);
+        let until = now + self.settings.shutdown_timeout + WORKER_GRACE;
+        self.stage = Stage::EndingWorkers { until };
+    }
+
+    fn stop_role(&mut self, now: Millis, role: Role) {
+        for id in self.fleet.ids(role) {
+            self.feed(now, id, Event::Stop);
+        }
+    }
+
+    fn kill_all(&mut self, now: Millis) {
+        let until = now + KILL_TIMEOUT;
+        self.stage = Stage::Killing { until };
+        self.stop_role(now, Role::Worker);
+        self.stop_role(now, Role::Broker);
+        for (id, node) in self.fleet.nodes() {
+            if let Some(life) = node.slot.life() {
+                warn!(node = %id, pid = life.pid, "Killing a node.");
+                signal(life.pid, Signal::KILL);
+            }
+        }
+    }
+
+    fn tell(&mut self, tells: Vec<Tell>) {
+        for tell in tells {
+            let ids = match tell {
+                Tell::One(id) => vec![id],
+                Tell::All(role) => {
+                    let epoch = self.membership.view().epoch();
+                    info!(epoch, to = %role, "Telling the view.");
+                    let slots = self.fleet.joined(role);
+                    slots
+                        .into_iter()
+                        .map(|slot| NodeId { role, slot })
+                        .collect()
+                }
+            };
+            for id in ids {
+                let view = Command::View(self.membership.view().into());
+                if !self.fleet.send(id, view) {
+                    // It joins again and is then told.
+                    warn!(node = %id, "A node does not take its view.");
+                    self.leave(id);
+                }
+            }
+        }
+    }
+
+    fn client(
+        &mut self,
+        now: Millis,
+        command: pb::ClientCommand,
+        answer: oneshot::Sender<Outcome>,
+    ) {
+        let workers = self.fleet.joined(Role::Worker);
+        let id = match self.calls.begin(now, workers.clone(), answer) {
+            Ok(id) => id,
+            Err((answer, outcome)) => {
+                let _ = answer.send(outcome);
+                return;
+            }
+        };
+        for slot in workers {
+            let worker = NodeId {
+                role: Role::Worker,
+                slot,
+            };
+            let command = pb::ClientCommand {
+                id,
+                ..command.clone()
+            };
+            if !self.fleet.send(worker, Command::Client(command)) {
+                self.leave(worker);
+            }
+        }
+    }
+
+    fn status(&self, now: Millis) -> pb::StatusResponse {
+        let uptime = now.since(self.started).as_millis();
+        let nodes = self.fleet.nodes();
+        pb::StatusResponse {
+            listen: self.settings.listen.to_string(),
+            path: self.settings.path.clone(),
+            epoch: self.membership.view().epoch(),
+            pid: std::process::id(),
+            release: env!("CARGO_PKG_VERSION").into(),
+            uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
+            nodes: nodes.map(|(id, node)| node.status(id, now)).collect(),
+        }
+    }
+
+    fn announce(&self) {
+        let Settings {
+            listen, path, size, ..
+        } = &self.settings;
+        info!(
+            %listen,
+            url = format!("ws://{listen}{path}"),
+            workers = size.workers,
+            brokers = size.brokers,
+            runtime_dir = %self.settings.runtime_dir.display(),
+            "Cluster is ready."
+        );
+        info!(snippet = snippet(*listen, path), "How to connect.");
+    }
+
+    fn show_table(&self, now: Millis) {
+        if let Some(console) = &self.settings.table {
+            let rates = self.fleet.nodes().map(|(_, node)| node.rate());
+            let rates: Vec<_> = rates.collect();
+            console.table(table::live(&self.status(now), &rates));
+        }
+    }
+
+    fn hide_table(&self) {
+        if let Some(console) = &self.settings.table {
+            console.table(Vec::new());
+        }
+    }
+}
+
+/// A line for Node.js that connects a client to the cluster.
+fn snippet(listen: SocketAddr, path: &str) -> String {
+    let host = if listen.ip().is_unspecified() {
+        "localhost".to_owned()
+    } else {
+        listen.ip().to_string()
+    };
+    let port = listen.port();
+    format!(
+        "require('socketcluster-client').create({{ hostname: '{host}', port: {port}, path: '{path}' }})"
+    )
+}
+
+/// Signals a child that has not been reaped; one that just was is fine too.
+fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid
+        && let Err(error) = kill_process(pid, signal)
+    {
+        info!(pid = pid.as_raw_nonzero().get(), %error, "A node was gone already.");
+    }
+}

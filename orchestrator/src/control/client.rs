@@ -1,0 +1,121 @@
+//! The asking side: what `status`, `down` and the client verbs use.
+
+use std::{io, path::PathBuf};
+
+use muster_daemon::runtime_dir::{self, RuntimeDir, RuntimeDirError};
+use muster_proto::control::{self as pb, client_command::Action, operator_client::OperatorClient};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Why an operator got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OperatorError {
+    #[error("no cluster runs at {}: start one with `orchestrator up`", path.display())]
+    NotRunning { path: PathBuf },
+    #[error("cannot reach the orchestrator at {}", path.display())]
+    Reach { path: PathBuf, source: io::Error },
+    #[error("cannot reach the orchestrator")]
+    Connect(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    #[error("{0}")]
+    Refused(String),
+    #[error(
+        "no client has the session id {0}: it is gone, or lives elsewhere (a client knows its own \
+         id after the handshake)"
+    )]
+    UnknownConnection(String),
+    #[error("the worker refused: {0}")]
+    Client(String),
+}
+
+/// A running cluster's operator service.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    client: OperatorClient<Channel>,
+}
+
+impl Operator {
+    /// Connects to the cluster at `path`, or where it is by default.
+    ///
+    /// # Errors
+    ///
+    /// When none runs there or it cannot be reached.
+    pub(crate) async fn connect(
+        path: Option<PathBuf>,
+    ) -> Result<(Self, RuntimeDir), OperatorError> {
+        let path = path.unwrap_or_else(runtime_dir::default_path);
+        let dir = match RuntimeDir::open(&path) {
+            Ok(dir) => dir,
+            Err(RuntimeDirError::Missing { path }) => {
+                return Err(OperatorError::NotRunning { path });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let socket = dir.orchestrator_socket();
+        // Asked first, because its error says more than the channel's.
+        match UnixStream::connect(&socket).await {
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Err(OperatorError::NotRunning { path });
+            }
+            Err(source) => {
+                return Err(OperatorError::Reach {
+                    path: socket,
+                    source,
+                });
+            }
+        }
+        let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
+        let client = OperatorClient::new(endpoint.connect().await?);
+        Ok((Self { client }, dir))
+    }
+
+    pub(crate) async fn status(&mut self) -> Result<pb::StatusResponse, OperatorError> {
+        let answer = self.client.status(pb::StatusRequest {}).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
+    pub(crate) async fn down(&mut self) -> Result<(), OperatorError> {
+        let answer = self.client.down(pb::DownRequest {}).await;
+        answer.map(|_| ()).map_err(refused)
+    }
+
+    /// Has something done to one client.
+    pub(crate) async fn act(
+        &mut self,
+        connection: String,
+        action: Action,
+    ) -> Result<(), OperatorError> {
+        let command = pb::ClientCommand {
+            id: 0,
+            connection: connection.clone(),
+            action: Some(action),
+        };
+        let result = self.client.client(command).await.map_err(refused)?;
+        let pb::ClientResult { found, error, .. } = result.into_inner();
+        match (found, error.as_str()) {
+            (false, _) => Err(OperatorError::UnknownConnection(connection)),
+            (true, "") => Ok(()),
+            (true, _) => Err(OperatorError::Client(error)),
+        }
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it maps an error, which is passed by value"
+)]
+fn refused(status: tonic::Status) -> OperatorError {
+    let message = status.message();
+    OperatorError::Refused(if message.is_empty() {
+        status.code().description().to_owned()
+    } else {
+        message.to_owned()
+    })
+}

@@ -1,0 +1,290 @@
+//! The served side: turns streams and calls into [`Request`]s.
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use muster_proto::{
+    CONTROL_VERSION,
+    control::{
+        self as pb, node_report::Report, nodes_server::NodesServer, operator_server::OperatorServer,
+    },
+};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
+use tonic::{
+    Response, Status, Streaming,
+    body::Body,
+    codegen::{BoxFuture, Service, async_trait, http},
+    server::NamedService,
+    transport::Server,
+};
+use tracing::debug;
+
+use super::{COMMANDS_CAP, JoinRefused, Request};
+use crate::{
+    calls::Outcome,
+    membership::Joined,
+    node::{NodeId, Role},
+};
+
+/// Longest that a node may take from opening its stream to `Hello`.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the control socket is no longer served.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct ServeError(#[from] tonic::transport::Error);
+
+/// Binds the control socket, for this user alone.
+///
+/// # Errors
+///
+/// When the socket cannot be made.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves nodes and operators; never returns while the socket works.
+///
+/// # Errors
+///
+/// When the socket can no longer be served.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    requests: mpsc::Sender<Request>,
+) -> Result<(), ServeError> {
+    let service = Control {
+        requests,
+        streams: Arc::default(),
+    };
+    let both = Both {
+        nodes: NodesServer::new(service.clone()),
+        operator: OperatorServer::new(service),
+    };
+    let connections = UnixListenerStream::new(listener);
+    let served = Server::builder().serve_with_incoming(both, connections);
+    Ok(served.await?)
+}
+
+/// Both services on one socket.
+#[derive(Debug, Clone)]
+struct Both {
+    nodes: NodesServer<Control>,
+    operator: OperatorServer<Control>,
+}
+
+impl Service<http::Request<Body>> for Both {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<http::Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = request.uri().path().split('/').nth(1);
+        if service == Some(<NodesServer<Control> as NamedService>::NAME) {
+            self.nodes.call(request)
+        } else {
+            // Also answers what is unknown.
+            self.operator.call(request)
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Control {
+    requests: mpsc::Sender<Request>,
+    /// Streams opened so far.
+    streams: Arc<AtomicU64>,
+}
+
+impl Control {
+    /// Sends a request and waits for its answer.
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let ending = |()| Status::unavailable("the cluster is ending");
+        self.requests
+            .send(request(answer))
+            .await
+            .map_err(|_| ending(()))?;
+        answered.await.map_err(|_| ending(()))
+    }
+}
+
+#[async_trait]
+impl pb::nodes_server::Nodes for Control {
+    type JoinStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<pb::NodeCommand, Status>> + Send + 'static>>;
+
+    async fn join(
+        &self,
+        request: tonic::Request<Streaming<pb::NodeReport>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let mut reports = request.into_inner();
+        let hello = timeout(HELLO_TIMEOUT, reports.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello"))??;
+        let Some(pb::NodeReport {
+            report: Some(Report::Hello(hello)),
+        }) = hello
+        else {
+            return Err(Status::invalid_argument("the first report must be a hello"));
+        };
+        let pid = hello.pid;
+        let node = joined(hello)?;
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let (commands, outgoing) = mpsc::channel(COMMANDS_CAP);
+        self.ask(|answer| Request::Join {
+            node,
+            pid,
+            stream,
+            commands,
+            answer,
+        })
+        .await?
+        .map_err(|refused: JoinRefused| Status::failed_precondition(refused.to_string()))?;
+        tokio::spawn(pass_on_reports(self.requests.clone(), stream, reports));
+        let outgoing = ReceiverStream::new(outgoing).map(|command| {
+            Ok(pb::NodeCommand {
+                command: Some(command),
+            })
+        });
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+}
+
+/// Ends with the stream, and says so.
+async fn pass_on_reports(
+    requests: mpsc::Sender<Request>,
+    stream: u64,
+    mut reports: Streaming<pb::NodeReport>,
+) {
+    loop {
+        let report = match reports.message().await {
+            Ok(Some(pb::NodeReport {
+                report: Some(report),
+            })) => report,
+            // A report of a later release.
+            Ok(Some(pb::NodeReport { report: None })) => continue,
+            Ok(None) => break,
+            Err(status) => {
+                debug!(stream, error = %status, "A control stream broke.");
+                break;
+            }
+        };
+        if requests
+            .send(Request::Report { stream, report })
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    // Nobody needs to know once the cluster has ended.
+    let _ = requests.send(Request::Leave { stream }).await;
+}
+
+fn joined(hello: pb::Hello) -> Result<Joined, Status> {
+    if hello.version != CONTROL_VERSION {
+        return Err(Status::failed_precondition(format!(
+            "node speaks version {} of the control protocol, this orchestrator {CONTROL_VERSION}",
+            hello.version
+        )));
+    }
+    let Some(role) = Role::from_message(hello.role) else {
+        return Err(Status::invalid_argument("a node is a worker or a broker"));
+    };
+    if role == Role::Broker && hello.address.is_empty() {
+        return Err(Status::invalid_argument(
+            "a broker must say where it takes links",
+        ));
+    }
+    Ok(Joined {
+        id: NodeId {
+            role,
+            slot: hello.slot,
+        },
+        incarnation: hello.incarnation,
+        address: hello.address,
+        epoch: hello.epoch,
+    })
+}
+
+#[async_trait]
+impl pb::operator_server::Operator for Control {
+    async fn status(
+        &self,
+        _: tonic::Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let status = self.ask(|answer| Request::Status { answer }).await?;
+        Ok(Response::new(status))
+    }
+
+    async fn down(
+        &self,
+        _: tonic::Request<pb::DownRequest>,
+    ) -> Result<Response<pb::DownResponse>, Status> {
+        self.ask(|answer| Request::Down { answer }).await?;
+        Ok(Response::new(pb::DownResponse {}))
+    }
+
+    async fn client(
+        &self,
+        request: tonic::Request<pb::ClientCommand>,
+    ) -> Result<Response<pb::ClientResult>, Status> {
+        let command = request.into_inner();
+        if command.action.is_none() {
+            return Err(Status::invalid_argument(
+                "no action that this release knows",
+            ));
+        }
+        let id = command.id;
+        let result = |found, error| Ok(Response::new(pb::ClientResult { id, found, error }));
+        match self
+            .ask(|answer| Request::Client { command, answer })
+            .await?
+        {
+            Outcome::Done => result(true, String::new()),
+            Outcome::Refused(reason) => result(true, reason),
+            Outcome::Unknown => result(false, String::new()),
+            Outcome::NoAnswer { workers: 0 } => {
+                Err(Status::unavailable("no worker is ready: try again"))
+            }
+            Outcome::NoAnswer { workers } => Err(Status::deadline_exceeded(format!(
+                "{workers} workers did not answer, the others do not know the connection: try again"
+            ))),
+            Outcome::Busy => Err(Status::resource_exhausted(
+                "too many commands at once: try again",
+            )),
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The nodes of the cluster as the orchestrator knows them: slot, stream and
+//! figures.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use muster_proto::control::{self as pb, heartbeat, node_command::Command, node_status::Stats};
+use muster_wire::Millis;
+use tokio::sync::mpsc;
+
+use crate::{
+    cli::Size,
+    node::{NodeId, Role},
+    supervisor::{Phase, Slot},
+};
+
+/// One slot, its process's stream, and what it last reported.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) slot: Slot,
+    /// When the current process was started.
+    pub(crate) born: Millis,
+    stream: Option<NodeStream>,
+    stats: Option<Stats>,
+    counted: Option<Counted>,
+    rate: Rate,
+}
+
+#[derive(Debug)]
+struct NodeStream {
+    number: u64,
+    commands: mpsc::Sender<Command>,
+}
+
+/// Messages per second between the last two heartbeats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rate {
+    /// Publications that came in.
+    pub(crate) publications: u64,
+    /// Publications that went out, once per receiver.
+    pub(crate) deliveries: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    at: Millis,
+    publications: u64,
+    deliveries: u64,
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    nodes: BTreeMap<NodeId, Node>,
+    streams: HashMap<u64, NodeId>,
+}
+
+impl Fleet {
+    /// As many slots as `size` says, none of them filled yet.
+    pub(crate) fn new(size: Size, incarnation: u64) -> Self {
+        let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
+        let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
+        let nodes = workers.chain(brokers).map(|(role, slot)| {
+            let id = NodeId { role, slot };
+            (id, Node::new(Slot::new(incarnation)))
+        });
+        Self {
+            nodes: nodes.collect(),
+            streams: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().map(|(id, node)| (*id, node))
+    }
+
+    pub(crate) fn ids(&self, role: Role) -> Vec<NodeId> {
+        let ids = self.nodes.keys().copied();
+        ids.filter(|id| id.role == role).collect()
+    }
+
+    /// True when every node of the role is in a phase that `holds`.
+    pub(crate) fn all(&self, role: Role, holds: impl Fn(Phase) -> bool) -> bool {
+        let mut nodes = self.nodes.iter().filter(|(id, _)| id.role == role);
+        nodes.all(|(_, node)| holds(node.slot.phase()))
+    }
+
+    /// Gives a node its stream; an earlier one ends. `None` when no such life
+    /// was started here.
+    pub(crate) fn join(
+        &mut self,
+        id: NodeId,
+        (incarnation, pid): (u64, u32),
+        number: u64,
+        commands: mpsc::Sender<Command>,
+    ) -> Option<()> {
+        let node = self.nodes.get_mut(&id)?;
+        let life = node.slot.life()?;
+        if life.incarnation != incarnation || life.pid != pid {
+            return None;
+        }
+        if let Some(earlier) = node.stream.replace(NodeStream { number, commands }) {
+            self.streams.remove(&earlier.number);
+        }
+        self.streams.insert(number, id);
+        Some(())
+    }
+
+    /// The node whose current stream this is.
+    pub(crate) fn of_stream(&self, number: u64) -> Option<NodeId> {
+        self.streams.get(&number).copied()
+    }
+
+    /// Ends a node's stream.
+    pub(crate) fn leave(&mut self, id: NodeId) {
+        if let Some(stream) = self.nodes.get_mut(&id).and_then(|node| node.stream.take()) {
+            self.streams.remove(&stream.number);
+        }
+    }
+
+    /// Sends a command. False when the node does not take it.
+    pub(crate) fn send(&self, id: NodeId, command: Command) -> bool {
+        let stream = self.nodes.get(&id).and_then(|node| node.stream.as_ref());
+        stream.is_some_and(|stream| stream.commands.try_send(command).is_ok())
+    }
+
+    pub(crate) fn joined(&self, role: Role) -> BTreeSet<u32> {
+        let joined = self.nodes.iter().filter(|(_, node)| node.stream.is_some());
+        let of_role = joined.filter(|(id, _)| id.role == role);
+        of_role.map(|(id, _)| id.slot).collect()
+    }
+
+    /// The earliest time at which a slot has something to do.
+    pub(crate) fn wake_at(&self) -> Option<Millis> {
+        let times = self.nodes.values().filter_map(|node| node.slot.wake_at());
+        times.min()
+    }
+}
+
+impl Node {
+    fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            born: Millis(0),
+            stream: None,
+            stats: None,
+            counted: None,
+            rate: Rate::default(),
+        }
+    }
+
+    /// A new process fills the slot: what the last one reported is history.
+    pub(crate) fn reborn(&mut self, now: Millis) {
+        self.born = now;
+        self.stats = None;
+        self.counted = None;
+        self.rate = Rate::default();
+    }
+
+    pub(crate) fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    pub(crate) fn heartbeat(&mut self, now: Millis, heartbeat: pb::Heartbeat) {
+        let Some(stats) = heartbeat.stats else {
+            return;
+        };
+        let (stats, publications, deliveries) = match stats {
+            heartbeat::Stats::Worker(stats) => {
+                (Stats::Worker(stats), stats.publications, stats.deliveries)
+            }
+            heartbeat::Stats::Broker(stats) => {
+                (Stats::Broker(stats), stats.publications, stats.relayed)
+            }
+        };
+        let counted = Counted {
+            at: now,
+            publications,
+            deliveries,
+        };
+        if let Some(before) = self.counted.replace(counted) {
+            let passed = now.since(before.at);
+            self.rate = Rate {
+                publications: per_second(before.publications, publications, passed),
+                deliveries: per_second(before.deliveries, deliveries, passed),
+            };
+        }
+        self.stats = Some(stats);
+    }
+
+    /// The node in an operator's answer.
+    pub(crate) fn status(&self, id: NodeId, now: Millis) -> pb::NodeStatus {
+        let life = self.slot.life();
+        let uptime = life.map_or(Duration::ZERO, |_| now.since(self.born));
+        let state = match self.slot.phase() {
+            Phase::Starting { .. } if self.slot.restarts() > 0 => "restarting",
+            Phase::Waiting { .. } if self.slot.restarts() > 0 => "restarting",
+            Phase::Starting { .. } | Phase::Waiting { .. } => "starting",
+            Phase::Ready { .. } => "ready",
+            Phase::Stopping { .. } | Phase::Stopped => "stopping",
+        };
+        pb::NodeStatus {
+            role: pb::Role::from(id.role).into(),
+            slot: id.slot,
+            incarnation: life.map_or(0, |life| life.incarnation),
+            pid: life.map_or(0, |life| life.pid),
+            state: state.into(),
+            restarts: self.slot.restarts(),
+            last_exit: self
+                .slot
+                .last_exit()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            stats: self.stats,
+        }
+    }
+}
+
+fn per_second(before: u64, after: u64, passed: Duration) -> u64 {
+    let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
+    after.saturating_sub(before).saturating_mul(1000) / millis
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+    use crate::supervisor::{Action, Event};
+
+    const ID: NodeId = NodeId {
+        role: Role::Worker,
+        slot: 1,
+    };
+
+    fn fleet() -> Fleet {
+        let size = Size {
+            workers: 2,
+            brokers: 1,
+        };
+        let mut fleet = Fleet::new(size, 0);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let node = fleet.get_mut(ID).unwrap();
+        let start = node.slot.handle(Millis(0), Event::Woken, &mut rng);
+        assert_eq!(start, Action::Start { incarnation: 1 });
+        let started = Event::Started { pid: 77 };
+        assert_eq!(
+            node.slot.handle(Millis(0), started, &mut rng),
+            Action::Nothing
+        );
+        fleet
+    }
+
+    fn worker_heartbeat(publications: u64, deliveries: u64) -> pb::Heartbeat {
+        pb::Heartbeat {
+            stats: Some(heartbeat::Stats::Worker(pb::WorkerStats {
+                publications,
+                deliveries,
+                ..pb::WorkerStats::default()
+            })),
+        }
+    }
+
+    #[test]
+    fn only_a_life_that_was_started_here_may_join() {
+        let mut fleet = fleet();
+        let (commands, _inbox) = mpsc::channel(1);
+        for (id, life) in [
+            (ID, (2, 77)),
+            (ID, (1, 78)),
+            (NodeId { slot: 2, ..ID }, (1, 77)),
+            (NodeId { slot: 9, ..ID }, (1, 77)),
+        ] {
+            assert_eq!(fleet.join(id, life, 1, commands.clone()), None);
+        }
+        assert_eq!(fleet.join(ID, (1, 77), 1, commands), Some(()));
+        assert_eq!(fleet.joined(Role::Worker), BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn a_second_stream_of_a_node_replaces_the_first() {
+        let mut fleet = fleet();
+        let (first, mut first_inbox) = mpsc::channel(1);
+        let (second, mut second_inbox) = mpsc::channel(1);
+        fleet.join(ID, (1, 77), 1, first).unwrap();
+        fleet.join(ID, (1, 77), 2, second).unwrap();
+        assert_eq!(fleet.of_stream(1), None);
+        assert_eq!(fleet.of_stream(2), Some(ID));
+        assert!(fleet.send(ID, Command::View(pb::View::default())));
+        assert!(second_inbox.try_recv().is_ok());
+        assert!(first_inbox.try_recv().is_err());
+        fleet.leave(ID);
+        assert!(!fleet.send(ID, Command::View(pb::View::default())));
+        assert_eq!(fleet.of_stream(2), None);
+    }
+
+    #[test]
+    fn rates_are_between_two_heartbeats_of_one_life() {
+        let mut fleet = fleet();
+        let node = fleet.get_mut(ID).unwrap();
+        node.heartbeat(Millis(1_000), worker_heartbeat(100, 1_000));
+        assert_eq!(node.rate(), Rate::default());
+        node.heartbeat(Millis(3_000), worker_heartbeat(300, 5_000));
+        let rate = Rate {
+            publications: 100,
+            deliveries: 2_000,
+        };
+        assert_eq!(node.rate(), rate);
+        node.reborn(Millis(4_000));
+        node.heartbeat(Millis(5_000), worker_heartbeat(3, 5));
+        assert_eq!(node.rate(), Rate::default());
+    }
+
+    #[test]
+    fn a_node_that_replaces_another_is_restarting_until_it_is_ready() {
+        let mut fleet = fleet();
+        let mut rng = SmallRng::seed_from_u64(1);
+        let node = fleet.get_mut(ID).unwrap();
+        assert_eq!(node.status(ID, Millis(5)).state, "starting");
+        let exited = Event::Exited {
+            incarnation: 1,
+            exit: crate::supervisor::Exit::default(),
+        };
+        for (event, state) in [
+            (exited, "restarting"),
+            (Event::Woken, "restarting"),
+            (Event::Started { pid: 78 }, "restarting"),
+            (Event::Ready { incarnation: 2 }, "ready"),
+            (Event::Stop, "stopping"),
+        ] {
+            let _ = node.slot.handle(Millis(5), event, &mut rng);
+            assert_eq!(node.status(ID, Millis(5)).state, state);
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! One slot of the cluster: the process that fills it, and what comes next.
+
+use std::{fmt, time::Duration};
+
+use muster_daemon::backoff::Backoff;
+use muster_wire::Millis;
+use rand::Rng;
+
+/// Deaths before ready, or soon after it, that make a crash loop
+/// (delivery.md E1).
+const CRASH_LOOP_DEATHS: u32 = 3;
+/// A node that lives this long after it was ready has not died early.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// In a crash loop only: a machine should not be busy with starting what dies.
+const RESTART_WAIT_MIN: Duration = Duration::from_millis(500);
+const RESTART_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// One process in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// Rises with every start.
+    pub(crate) incarnation: u64,
+    pub(crate) pid: u32,
+}
+
+/// Where a slot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No process; one is started when the time has come.
+    Waiting {
+        until: Millis,
+    },
+    /// The process runs and has not said that it is ready.
+    Starting {
+        life: Life,
+        since: Millis,
+    },
+    Ready {
+        life: Life,
+        since: Millis,
+    },
+    /// The process was told to end.
+    Stopping {
+        life: Life,
+    },
+    /// No process, and none will be started.
+    Stopped,
+}
+
+/// What happened to a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Time went by.
+    Woken,
+    /// The start that was asked for brought a process.
+    Started {
+        pid: u32,
+    },
+    /// The start that was asked for failed.
+    StartFailed {
+        reason: String,
+    },
+    Ready {
+        incarnation: u64,
+    },
+    Exited {
+        incarnation: u64,
+        exit: Exit,
+    },
+    /// The cluster ends.
+    Stop,
+}
+
+/// How a process ended, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// `exit code 1`, `signal 9 (SIGKILL)`.
+    pub(crate) status: String,
+    /// The last thing it logged.
+    pub(crate) last_line: Option<String>,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.last_line {
+            Some(line) => write!(f, "{}; last log line: {line}", self.status),
+            None => f.write_str(&self.status),
+        }
+    }
+}
+
+/// What the driver must do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Action {
+    Nothing,
+    /// Start a process, and say at once whether there is one.
+    Start {
+        incarnation: u64,
+    },
+    /// Ask the process to end.
+    Terminate(Life),
+}
+
+/// A slot and its history.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    phase: Phase,
+    incarnation: u64,
+    restarts: u32,
+    early_deaths: u32,
+    last_exit: Option<Exit>,
+    backoff: Backoff,
+}
+
+impl Slot {
+    /// A slot that has never been filled; its incarnations come after `incarnation`.
+    pub(crate) fn new(incarnation: u64) -> Self {
+        Self {
+            phase: Phase::Waiting { until: Millis(0) },
+            incarnation,
+            restarts: 0,
+            early_deaths: 0,
+            last_exit: None,
+            backoff: Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Times a process was started in the place of one that had ended.
+    pub(crate) fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    pub(crate) fn last_exit(&self) -> Option<&Exit> {
+        self.last_exit.as_ref()
+    }
+
+    /// The process in the slot.
+    pub(crate) fn life(&self) -> Option<Life> {
+        match self.phase {
+            Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Stopping { life } => {
+                Some(life)
+            }
+            Phase::Waiting { .. } | Phase::Stopped => None,
+        }
+    }
+
+    /// What dies as soon as it is started, again and again.
+    pub(crate) fn is_crash_loop(&self) -> bool {
+        self.early_deaths >= CRASH_LOOP_DEATHS
+    }
+
+    /// When to send [`Event::Woken`].
+    pub(crate) fn wake_at(&self) -> Option<Millis> {
+        match self.phase {
+            Phase::Waiting { until } => Some(until),
+            Phase::Starting { .. }
+            | Phase::Ready { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => None,
+        }
+    }
+
+    pub(crate) fn handle(&mut self, now: Millis, event: Event, rng: &mut impl Rng) -> Action {
+        let (phase, action) = match (self.phase, event) {
+            (Phase::Waiting { until }, Event::Woken) if until <= now => {
+                self.incarnation += 1;
+                let incarnation = self.incarnation;
+                (self.phase, Action::Start { incarnation })
+            }
+            (Phase::Waiting { .. }, Event::Started { pid }) => {
+                let incarnation = self.incarnation;
+                let life = Life { incarnation, pid };
+                (Phase::Starting { life, since: now }, Action::Nothing)
+            }
+            (Phase::Waiting { .. }, Event::StartFailed { reason }) => {
+                let exit = Exit {
+                    status: format!("cannot be started: {reason}"),
+                    last_line: None,
+                };
+                (self.after_death(now, true, exit, rng), Action::Nothing)
+            }
+            (Phase::Waiting { .. }, Event::Stop) => (Phase::Stopped, Action::Nothing),
+            (Phase::Starting { life, .. }, Event::Ready { incarnation })
+                if life.incarnation == incarnation =>
+            {
+                (Phase::Ready { life, since: now }, Action::Nothing)
+            }
+            (Phase::Starting { life, .. }, Event::Exited { incarnation, exit })
+                if life.incarnation == incarnation =>
+            {
+                (self.after_death(now, true, exit, rng), Action::Nothing)
+            }
+            (Phase::Ready { life, since }, Event::Exited { incarnation, exit })
+                if life.incarnation == incarnation =>
+            {
+                let early = now.since(since) < SETTLED_AFTER;
+                (self.after_death(now, early, exit, rng), Action::Nothing)
+            }
+            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Stop) => {
+                (Phase::Stopping { life }, Action::Terminate(life))
+            }
+            (Phase::Stopping { life }, Event::Exited { incarnation, exit })
+                if life.incarnation == incarnation =>
+            {
+                self.last_exit = Some(exit);
+                (Phase::Stopped, Action::Nothing)
+            }
+            // Stopped is for good, and nothing makes the end come twice; the
+            // others are late news from a life or a phase already left.
+            (
+                phase,
+                Event::Woken
+                | Event::Started { .. }
+                | Event::StartFailed { .. }
+                | Event::Ready { .. }
+                | Event::Exited { .. }
+                | Event::Stop,
+            ) => (phase, Action::Nothing),
+        };
+        self.phase = phase;
+        action
+    }
+
+    /// The first restarts come at once; only a crash loop waits.
+    fn after_death(&mut self, now: Millis, early: bool, exit: Exit, rng: &mut impl Rng) -> Phase {
+        self.last_exit = Some(exit);
+        self.restarts += 1;
+        if early {
+            self.early_deaths += 1;
+        } else {
+            self.early_deaths = 0;
+            self.backoff.reset();
+        }
+        let until = if self.is_crash_loop() {
+            now + self.backoff.next(rng)
+        } else {
+            now
+        };
+        Phase::Waiting { until }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+
+    struct Driver {
+        slot: Slot,
+        now: Millis,
+        rng: SmallRng,
+    }
+
+    impl Driver {
+        fn new() -> Self {
+            Self {
+                slot: Slot::new(100),
+                now: Millis(1_000),
+                rng: SmallRng::seed_from_u64(1),
+            }
+        }
+
+        fn handle(&mut self, event: Event) -> Action {
+            self.slot.handle(self.now, event, &mut self.rng)
+        }
+
+        /// Starts a process when one is due now; its pid is its incarnation.
+        fn start(&mut self) -> Option<Life> {
+            let Action::Start { incarnation } = self.handle(Event::Woken) else {
+                return None;
+            };
+            let pid = u32::try_from(incarnation).unwrap();
+            assert_eq!(self.handle(Event::Started { pid }), Action::Nothing);
+            self.slot.life()
+        }
+
+        fn ready(&mut self, life: Life) {
+            let incarnation = life.incarnation;
+            assert_eq!(self.handle(Event::Ready { incarnation }), Action::Nothing);
+        }
+
+        fn exit(&mut self, life: Life) {
+            let exited = Event::Exited {
+                incarnation: life.incarnation,
+                exit: Exit {
+                    status: "exit code 1".into(),
+                    last_line: Some("out of luck".into()),
+                },
+            };
+            assert_eq!(self.handle(exited), Action::Nothing);
+        }
+
+        fn pass(&mut self, duration: Duration) {
+            self.now = self.now + duration;
+        }
+    }
+
+    #[test]
+    fn a_settled_node_that_dies_is_restarted_at_once_as_a_new_incarnation() {
+        let mut driver = Driver::new();
+        let first = driver.start().unwrap();
+        driver.ready(first);
+        driver.pass(SETTLED_AFTER);
+        driver.exit(first);
+        let second = driver.start().unwrap();
+        assert!(second.incarnation > first.incarnation);
+        assert_eq!(driver.slot.restarts(), 1);
+        assert_eq!(
+            driver.slot.last_exit().unwrap().to_string(),
+            "exit code 1; last log line: out of luck"
+        );
+    }
+
+    #[test]
+    fn settled_nodes_that_die_are_restarted_at_once_however_often() {
+        let mut driver = Driver::new();
+        for _ in 0..20 {
+            let life = driver.start().expect("each start comes at once");
+            driver.ready(life);
+            driver.pass(SETTLED_AFTER);
+            driver.exit(life);
+        }
+        assert!(!driver.slot.is_crash_loop());
+    }
+
+    #[test]
+    fn the_third_early_death_in_a_row_is_a_crash_loop_that_waits_ever_longer() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().expect("the first restarts come at once");
+            driver.exit(life);
+        }
+        assert!(driver.slot.is_crash_loop());
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(driver.start(), None);
+            let wait = driver.slot.wake_at().unwrap().since(driver.now);
+            waits.push(wait);
+            driver.pass(wait);
+            let life = driver.start().unwrap();
+            driver.exit(life);
+        }
+        assert!(waits[0] <= RESTART_WAIT_MIN * 2, "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= RESTART_WAIT_MAX));
+        assert!(waits.iter().any(|wait| *wait > RESTART_WAIT_MIN * 4));
+    }
+
+    #[test]
+    fn a_death_soon_after_ready_is_early_too() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            driver.ready(life);
+            driver.pass(SETTLED_AFTER - Duration::from_millis(1));
+            driver.exit(life);
+        }
+        assert!(driver.slot.is_crash_loop());
+    }
+
+    #[test]
+    fn a_life_that_settles_ends_a_crash_loop() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            driver.exit(life);
+        }
+        driver.pass(RESTART_WAIT_MAX);
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        driver.pass(SETTLED_AFTER);
+        driver.exit(life);
+        assert!(!driver.slot.is_crash_loop());
+        assert!(driver.start().is_some());
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_started_counts_as_an_early_death() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            assert!(matches!(driver.handle(Event::Woken), Action::Start { .. }));
+            let failed = Event::StartFailed {
+                reason: "no memory".into(),
+            };
+            assert_eq!(driver.handle(failed), Action::Nothing);
+        }
+        assert!(driver.slot.is_crash_loop());
+        assert_eq!(
+            driver.slot.last_exit().unwrap().to_string(),
+            "cannot be started: no memory"
+        );
+    }
+
+    #[test]
+    fn a_stopped_node_is_told_to_end_once_and_never_started_again() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        assert_eq!(driver.handle(Event::Stop), Action::Terminate(life));
+        assert_eq!(driver.handle(Event::Stop), Action::Nothing);
+        driver.exit(life);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
+        driver.pass(RESTART_WAIT_MAX);
+        assert_eq!(driver.start(), None);
+    }
+
+    #[test]
+    fn a_node_that_waits_to_be_started_is_stopped_at_once() {
+        let mut driver = Driver::new();
+        assert_eq!(driver.handle(Event::Stop), Action::Nothing);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn news_of_an_earlier_life_changes_nothing() {
+        let mut driver = Driver::new();
+        let first = driver.start().unwrap();
+        driver.exit(first);
+        let second = driver.start().unwrap();
+        driver.exit(first);
+        driver.ready(first);
+        assert_eq!(driver.slot.life(), Some(second));
+        assert!(matches!(driver.slot.phase(), Phase::Starting { .. }));
+    }
+}

@@ -1,0 +1,324 @@
+//! `up`: everything that must be right before the first node is started, and
+//! the way from there.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    thread,
+};
+
+use muster_daemon::{
+    Config,
+    auth_key::{self, AuthKeyError},
+    clock,
+    config::{Loaded, LogFormat},
+    descriptors::{self, DescriptorsError},
+    exit,
+    runtime_dir::{self, RuntimeDir, RuntimeDirError, RuntimeLock},
+    signals::Signals,
+    telemetry::{self, Identity, TelemetryError},
+};
+use rand::rngs::{SmallRng, StdRng};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
+};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::{
+    cli::{Size, UpArgs},
+    cluster::{Cluster, ClusterError, Settings},
+    console::{self, Console},
+    control::{self, ServeError},
+    leftovers,
+    logs::LineSink,
+    spawn::Spawner,
+};
+
+/// Connections that wait to be accepted; the kernel caps it at its own limit.
+const BACKLOG: i32 = 4096;
+/// Memory of the accept gate: a cache line for each possible worker.
+const GATE_BYTES: usize = 64 * 256;
+/// Incarnations of one orchestrator; the next one's are higher.
+const INCARNATIONS: u64 = 1_000_000;
+
+/// Why a cluster did not start, or ended otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpError {
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error("cannot start the console's thread")]
+    Console(#[source] io::Error),
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    #[error("cannot look for nodes that an earlier orchestrator left")]
+    Leftovers(#[source] io::Error),
+    #[error("invalid configuration")]
+    Descriptors(#[from] DescriptorsError),
+    #[error("invalid configuration")]
+    AuthKey(#[from] AuthKeyError),
+    #[error(
+        "cannot listen on {addr}: another program has that port: end it, or choose another \
+         address with --listen (port 0 takes a free one)"
+    )]
+    PortInUse { addr: SocketAddr },
+    #[error("cannot listen on {addr}: check --listen or listener.addr")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error("cannot serve {}", path.display())]
+    Bind { path: PathBuf, source: io::Error },
+    #[error("cannot run")]
+    Run(#[source] io::Error),
+    #[error("the control socket failed")]
+    Control(#[source] ServeError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+impl UpError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => exit::CONFIG,
+            Self::Console(_)
+            | Self::RuntimeDir(_)
+            | Self::Leftovers(_)
+            | Self::PortInUse { .. }
+            | Self::Listen { .. }
+            | Self::Bind { .. }
+            | Self::Run(_)
+            | Self::Control(_)
+            | Self::Cluster(_) => exit::FAILURE,
+        }
+    }
+}
+
+/// Starts a cluster and returns when it has ended.
+///
+/// # Errors
+///
+/// What kept it from starting, or made it end.
+pub(crate) fn up(
+    loaded: Loaded,
+    runtime_dir: Option<PathBuf>,
+    args: &UpArgs,
+) -> Result<(), UpError> {
+    let mut config = loaded.config;
+    let terminal = console::is_terminal();
+    config.log.format = telemetry::resolve(config.log.format, terminal);
+    let console = Console::start().map_err(UpError::Console)?;
+    let identity = Identity {
+        role: "orchestrator",
+        slot: None,
+    };
+    let writer = console.clone();
+    telemetry::init_with(&config.log.filter, config.log.format, identity, move || {
+        writer.clone()
+    })?;
+    let ended = run(config, runtime_dir, args, &console, terminal);
+    console.finish();
+    ended
+}
+
+fn run(
+    config: Config,
+    runtime_dir: Option<PathBuf>,
+    args: &UpArgs,
+    console: &Console,
+    terminal: bool,
+) -> Result<(), UpError> {
+    let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
+    let lock = dir.lock()?;
+    let prepared = prepare(config, &dir, &lock)?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(UpError::Run)?;
+    let text = prepared.config.log.format == LogFormat::Text;
+    let table = (terminal && text).then(|| console.clone());
+    let ended = runtime.block_on(serve(prepared, &dir, args.size(cores), console, table));
+    // The next `up` should find no socket of ours, whatever happened.
+    let removed = dir.remove_sockets(&lock);
+    ended?;
+    info!("Ended.");
+    Ok(removed?)
+}
+
+/// What is there before the first node is.
+#[derive(Debug)]
+struct Prepared {
+    config: Config,
+    listener: TcpListener,
+    listen: SocketAddr,
+}
+
+fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<Prepared, UpError> {
+    let limit = descriptors::raise_limit();
+    descriptors::connections_allowed(&config, limit)?;
+    leftovers::end(dir.path()).map_err(UpError::Leftovers)?;
+    dir.remove_sockets(lock)?;
+    config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rand::make_rng::<StdRng>())?;
+    let addr = config.listener.addr;
+    let listener = listening_socket(addr).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => UpError::PortInUse { addr },
+        _ => UpError::Listen { addr, source },
+    })?;
+    let listen = listener
+        .local_addr()
+        .map_err(|source| UpError::Listen { addr, source })?;
+    config.listener.addr = listen;
+    dir.write(&dir.gate_file(), &[0; GATE_BYTES])?;
+    dir.write(&dir.config_file(), config.to_toml().as_bytes())?;
+    Ok(Prepared {
+        config,
+        listener,
+        listen,
+    })
+}
+
+/// Binds the one socket that all workers accept from. It is never closed while
+/// the cluster runs, so that no restart refuses a connection.
+fn listening_socket(addr: SocketAddr) -> io::Result<TcpListener> {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &addr)?;
+    listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+async fn serve(
+    prepared: Prepared,
+    dir: &RuntimeDir,
+    size: Size,
+    console: &Console,
+    table: Option<Console>,
+) -> Result<(), UpError> {
+    let Prepared {
+        config,
+        listener,
+        listen,
+    } = prepared;
+    // From here on a signal ends the cluster and not just this process.
+    let signals = Signals::listen().map_err(UpError::Run)?;
+    let socket = dir.orchestrator_socket();
+    let control_socket = control::bind(&socket).map_err(|source| UpError::Bind {
+        path: socket.clone(),
+        source,
+    })?;
+    info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
+    let settings = Settings {
+        size,
+        listen,
+        path: config.listener.path.clone(),
+        runtime_dir: dir.path().into(),
+        shutdown_timeout: config.shutdown.timeout,
+        incarnation: clock::unix_seconds() * INCARNATIONS,
+        table,
+    };
+    let spawner = Spawner {
+        runtime_dir: dir.path().into(),
+        config_file: dir.config_file(),
+        listener,
+        sink: LineSink {
+            console: console.clone(),
+            format: config.log.format,
+        },
+    };
+    let (requests, inbox) = mpsc::channel(control::REQUESTS_CAP);
+    let rng: SmallRng = rand::make_rng();
+    let cluster = Cluster::new(settings, spawner, clock::now(), rng);
+    tokio::select! {
+        ended = cluster.run(inbox, signals) => Ok(ended?),
+        served = control::serve(control_socket, requests) => match served {
+            Ok(()) => unreachable!("a listener's stream of connections does not end"),
+            Err(error) => Err(UpError::Control(error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepare_in(dir: &RuntimeDir, config: Config) -> Result<Prepared, UpError> {
+        let lock = dir.lock().unwrap();
+        prepare(config, dir, &lock)
+    }
+
+    fn on_a_free_port() -> Config {
+        let mut config = Config::default();
+        config.listener.addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        config
+    }
+
+    fn runtime_dir() -> (tempfile::TempDir, RuntimeDir) {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RuntimeDir::create(&parent.path().join("run")).unwrap();
+        (parent, dir)
+    }
+
+    #[test]
+    fn nodes_find_the_whole_configuration_in_the_runtime_directory() {
+        let (_parent, dir) = runtime_dir();
+        let prepared = prepare_in(&dir, on_a_free_port()).unwrap();
+        assert_ne!(prepared.listen.port(), 0);
+        let written =
+            muster_daemon::config::load(Some(&dir.config_file()), std::iter::empty(), &[]);
+        assert_eq!(written.unwrap().config, prepared.config);
+        assert_eq!(prepared.config.listener.addr, prepared.listen);
+        assert!(prepared.config.auth.key_file.unwrap().exists());
+        let gate = std::fs::read(dir.gate_file()).unwrap();
+        assert_eq!(gate, vec![0; GATE_BYTES]);
+    }
+
+    #[test]
+    fn a_port_in_use_is_refused_by_address_with_what_to_do() {
+        let (_parent, dir) = runtime_dir();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.listener.addr = taken.local_addr().unwrap();
+        let error = prepare_in(&dir, config).unwrap_err();
+        assert!(matches!(error, UpError::PortInUse { .. }));
+        let message = error.to_string();
+        assert!(message.contains(&taken.local_addr().unwrap().to_string()));
+        assert!(message.contains("--listen"), "{message}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        let (_parent, dir) = runtime_dir();
+        let mut config = Config::default();
+        config.listener.addr = SocketAddr::from(([192, 0, 2, 1], 0));
+        let error = prepare_in(&dir, config).unwrap_err();
+        assert!(matches!(error, UpError::Listen { .. }), "{error}");
+        assert_eq!(error.exit_code(), exit::FAILURE);
+    }
+
+    #[test]
+    fn a_missing_key_file_is_a_fault_of_the_configuration() {
+        let (_parent, dir) = runtime_dir();
+        let mut config = on_a_free_port();
+        config.auth.key_file = Some("/nonexistent/auth.key".into());
+        let error = prepare_in(&dir, config).unwrap_err();
+        assert_eq!(error.exit_code(), exit::CONFIG);
+        let message = exit::chain(&error);
+        assert!(message.contains("auth.key_file"), "{message}");
+        assert!(message.contains("/nonexistent/auth.key"), "{message}");
+    }
+
+    #[test]
+    fn more_connections_than_descriptors_are_refused() {
+        let (_parent, dir) = runtime_dir();
+        let mut config = on_a_free_port();
+        config.limits.connections_max = Some(u32::MAX);
+        let error = prepare_in(&dir, config).unwrap_err();
+        assert_eq!(error.exit_code(), exit::CONFIG);
+        let message = exit::chain(&error);
+        assert!(message.contains("limits.connections_max"), "{message}");
+    }
+}

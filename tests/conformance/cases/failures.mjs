@@ -1,0 +1,75 @@
+// Processes killed under the clients.
+
+import assert from 'node:assert/strict';
+import { PATIENCE_MS } from '../adapter.mjs';
+
+const MEMBERS = 16;
+const RECONNECT = { autoReconnect: true, autoReconnectOptions: { initialDelay: 50, randomness: 200, multiplier: 1 } };
+
+// Longer than one round ever takes; a round that lost something is repeated.
+const ROUND_MS = 3000;
+
+/** Every member publishes and every member receives from every one; throws what went wrong. */
+async function round(members, channel) {
+  const id = Math.random();
+  await Promise.all(members.map(({ client }, n) => client.publish(channel, { id, n })));
+  await Promise.all(members.map(async ({ received }) => {
+    const heard = new Set();
+    while (heard.size < members.length) heard.add((await received.until((data) => data.id === id, ROUND_MS)).n);
+  }));
+}
+
+/** Rounds until one is whole. */
+async function serviceIsWhole(members, channel) {
+  const deadline = Date.now() + PATIENCE_MS;
+  for (;;) {
+    try {
+      await Promise.all(members.map(({ client }) => client.subscribed(channel)));
+      return await round(members, channel);
+    } catch (error) {
+      if (Date.now() > deadline) throw error;
+    }
+  }
+}
+
+async function join(create, channel) {
+  return Promise.all(Array.from({ length: MEMBERS }, async () => {
+    const client = create(RECONNECT);
+    await client.connected();
+    return { client, received: await client.subscribe(channel) };
+  }));
+}
+
+export const failures = [
+  {
+    name: 'clients of a killed broker stay connected and receive again',
+    alone: true,
+    async run({ create, channel, operator }) {
+      const members = await join(create, channel);
+      await round(members, channel);
+      for (const slot of [1, 2]) {
+        await operator.killBroker(slot);
+        await serviceIsWhole(members, channel);
+      }
+      for (const { client } of members) assert.equal(client.events.disconnect.seen, 0);
+    },
+  },
+  {
+    name: 'clients of a killed worker come back and resubscribe, the others stay',
+    alone: true,
+    async run({ create, channel, operator }) {
+      const members = await join(create, channel);
+      await round(members, channel);
+      await operator.killWorker(1);
+      await serviceIsWhole(members, channel);
+      const kept = members.filter(({ client }) => client.events.disconnect.seen === 0);
+      const gone = members.filter(({ client }) => client.events.disconnect.seen > 0);
+      assert.ok(kept.length > 0, 'no client was on another worker');
+      assert.ok(gone.length > 0, 'no client was on the killed worker');
+      for (const { client } of gone) {
+        assert.equal((await client.events.disconnect.next()).code, 1006);
+        assert.equal(client.events.disconnect.seen, 1);
+      }
+    },
+  },
+];

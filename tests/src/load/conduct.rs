@@ -1,0 +1,265 @@
+//! The parent: starts the processes, gives the beat, adds up.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    LoadError,
+    clock::{Micros, SECOND, micros, now},
+    messages::{ChildMessage, Connected, Outcome, ParentMessage, Sent, Window},
+    options::{Options, RunOptions},
+    plan::Plan,
+    report::{self, Connects, Memory, Report},
+    status::{Cluster, Usage, usage},
+};
+
+/// From the last connection to the first publication.
+const START_DELAY: Micros = SECOND / 5;
+
+/// A process with a share of the connections; killed when dropped.
+#[derive(Debug)]
+struct Part {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+/// What was measured of the cluster's processes.
+#[derive(Debug, Default)]
+struct Measured {
+    empty: Option<Usage>,
+    held: Option<Usage>,
+    processor_us: Option<Micros>,
+    killed_at: Option<Micros>,
+}
+
+/// Runs the scenario and prints the report.
+pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
+    let plan = Plan::new(&options.scenario);
+    let run = &options.run;
+    let cluster = run
+        .cluster_runtime_dir
+        .as_deref()
+        .map(|dir| Cluster::new(&run.orchestrator, dir));
+    let mut measured = Measured {
+        empty: cluster_usage(cluster.as_ref())?,
+        ..Measured::default()
+    };
+
+    let mut parts = start_parts(options)?;
+    let connects = connected(&mut parts)?;
+    let at = now() + START_DELAY;
+    let window = Window {
+        from: at + micros(run.warmup),
+        to: at + micros(run.warmup + run.duration),
+    };
+    tell_all(
+        &mut parts,
+        &ParentMessage::Start {
+            at,
+            window,
+            end: window.to,
+        },
+    )?;
+    measure(run, window, cluster.as_ref(), &mut measured)?;
+
+    let sent = published(&mut parts, &plan)?;
+    let until = now() + micros(run.settle);
+    tell_all(&mut parts, &ParentMessage::Settle { sent, until })?;
+    let outcomes = outcomes(&mut parts)?;
+    for part in &mut parts {
+        let _ = part.child.wait();
+    }
+
+    let mut report = Report::new(
+        run.duration,
+        plan.deliveries_per_second(),
+        connects,
+        &outcomes,
+    );
+    report.set_cluster_processor(measured.processor_us);
+    report.set_killed(measured.killed_at);
+    if let (Some(empty), Some(held)) = (measured.empty, measured.held) {
+        report.memory = Some(Memory::new(
+            empty.pss_bytes,
+            held.pss_bytes,
+            report.connects.ready,
+        ));
+    }
+    report::print(&report, run.json).map_err(LoadError::io("cannot print the report"))?;
+    Ok(if report.is_sound() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Waits for the window and reads the cluster's counters at both of its ends.
+fn measure(
+    run: &RunOptions,
+    window: Window,
+    cluster: Option<&Cluster>,
+    measured: &mut Measured,
+) -> Result<(), LoadError> {
+    let Some(cluster) = cluster else {
+        return Ok(());
+    };
+    sleep_until(window.from);
+    let pids = cluster.status()?.pids();
+    let before = usage(&pids);
+    if let Some(victim) = &run.kill {
+        sleep_until(window.from + (window.to - window.from) / 2);
+        measured.killed_at = Some(kill(cluster, victim)?);
+    }
+    sleep_until(window.to);
+    let after = usage(&pids);
+    measured.held = Some(after);
+    // A killed process takes its counter with it.
+    measured.processor_us = run
+        .kill
+        .is_none()
+        .then(|| after.processor_us.saturating_sub(before.processor_us));
+    Ok(())
+}
+
+fn cluster_usage(cluster: Option<&Cluster>) -> Result<Option<Usage>, LoadError> {
+    cluster
+        .map(|cluster| Ok(usage(&cluster.status()?.pids())))
+        .transpose()
+}
+
+fn kill(cluster: &Cluster, victim: &str) -> Result<Micros, LoadError> {
+    let none = || LoadError::NoSuchNode(victim.into());
+    let (role, slot) = victim.split_once(':').ok_or_else(none)?;
+    let slot = slot.parse().map_err(|_| none())?;
+    let status = cluster.status()?;
+    let pid = status
+        .node(role, slot)
+        .map(|node| node.pid)
+        .ok_or_else(none)?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(none)?;
+    let at = now();
+    kill_process(pid, Signal::KILL)
+        .map_err(|error| LoadError::io("cannot kill the process")(error.into()))?;
+    Ok(at)
+}
+
+fn sleep_until(at: Micros) {
+    thread::sleep(Duration::from_micros(at.saturating_sub(now())));
+}
+
+fn start_parts(options: &Options) -> Result<Vec<Part>, LoadError> {
+    let program = std::env::current_exe().map_err(LoadError::io("cannot find this program"))?;
+    let run_id = now();
+    (0..options.run.processes)
+        .map(|index| {
+            let mut child = Command::new(&program)
+                .args(std::env::args_os().skip(1))
+                .args([
+                    "--child",
+                    &index.to_string(),
+                    "--run-id",
+                    &run_id.to_string(),
+                ])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(LoadError::io("cannot start a process"))?;
+            let input = child.stdin.take().expect("it was piped");
+            let output = BufReader::new(child.stdout.take().expect("it was piped"));
+            Ok(Part {
+                child,
+                input,
+                output,
+            })
+        })
+        .collect()
+}
+
+fn connected(parts: &mut [Part]) -> Result<Connects, LoadError> {
+    let mut all: Vec<Connected> = Vec::new();
+    for part in parts {
+        match part.hear()? {
+            ChildMessage::Connected(connected) => all.push(connected),
+            other @ (ChildMessage::Published(_) | ChildMessage::Outcome(_)) => {
+                return Err(unexpected(&other));
+            }
+        }
+    }
+    Ok(Connects::new(&all))
+}
+
+/// Publications by channel and publisher.
+fn published(parts: &mut [Part], plan: &Plan) -> Result<Vec<Vec<Sent>>, LoadError> {
+    let publishers = plan.publishers_per_channel as usize;
+    let mut sent = vec![vec![Sent::default(); publishers]; plan.channels as usize];
+    for part in parts {
+        match part.hear()? {
+            ChildMessage::Published(list) => {
+                for (channel, publisher, account) in list {
+                    sent[channel as usize][publisher as usize] = account;
+                }
+            }
+            other @ (ChildMessage::Connected(_) | ChildMessage::Outcome(_)) => {
+                return Err(unexpected(&other));
+            }
+        }
+    }
+    Ok(sent)
+}
+
+fn outcomes(parts: &mut [Part]) -> Result<Vec<Outcome>, LoadError> {
+    let mut outcomes = Vec::new();
+    for part in parts {
+        match part.hear()? {
+            ChildMessage::Outcome(outcome) => outcomes.push(*outcome),
+            other @ (ChildMessage::Connected(_) | ChildMessage::Published(_)) => {
+                return Err(unexpected(&other));
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+fn unexpected(message: &ChildMessage) -> LoadError {
+    LoadError::Message(format!("{message:?}").chars().take(200).collect())
+}
+
+fn tell_all(parts: &mut [Part], message: &ParentMessage) -> Result<(), LoadError> {
+    let mut line =
+        serde_json::to_vec(message).map_err(|error| LoadError::Message(error.to_string()))?;
+    line.push(b'\n');
+    for part in parts {
+        part.input
+            .write_all(&line)
+            .map_err(LoadError::io("cannot write to a process"))?;
+    }
+    Ok(())
+}
+
+impl Part {
+    fn hear(&mut self) -> Result<ChildMessage, LoadError> {
+        let mut line = String::new();
+        self.output
+            .read_line(&mut line)
+            .map_err(LoadError::io("cannot read from a process"))?;
+        serde_json::from_str(&line).map_err(|error| LoadError::Message(error.to_string()))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After a whole run it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

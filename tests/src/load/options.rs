@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::LoadError;
+
+/// Puts load on a cluster and accounts for every publication.
+#[derive(Debug, Parser)]
+#[command(name = "load", version)]
+pub struct Options {
+    #[command(subcommand)]
+    pub(super) scenario: Scenario,
+    #[command(flatten)]
+    pub(super) run: RunOptions,
+    /// Which of the parent's processes this is.
+    #[arg(long, global = true, hide = true)]
+    pub(super) child: Option<u32>,
+}
+
+/// Who connects, subscribes and publishes.
+#[derive(Debug, Clone, Subcommand)]
+pub(super) enum Scenario {
+    /// Connections with one subscription each that do nothing.
+    Idle {
+        #[arg(long, default_value_t = 1000)]
+        connections: u32,
+    },
+    /// One channel with many subscribers.
+    Fanout {
+        #[arg(long, default_value_t = 1000)]
+        subscribers: u32,
+        /// Publications per second, all publishers together.
+        #[arg(long, default_value_t = 50.0, value_parser = positive)]
+        rate: f64,
+        /// Connections that publish; they do not subscribe.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        publishers: u32,
+    },
+    /// Many small channels whose members all publish.
+    Lobby {
+        #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+        lobbies: u32,
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        members: u32,
+        /// Publications per second of each member.
+        #[arg(long, default_value_t = 1.0, value_parser = positive)]
+        rate: f64,
+    },
+    /// Many connections, each receiving now and then.
+    Hold {
+        #[arg(long, default_value_t = 10_000)]
+        connections: u32,
+        /// Connections that share one channel; the first of them publishes.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        group: u32,
+        /// Publications per second of each channel.
+        #[arg(long, default_value_t = 0.2, value_parser = positive)]
+        rate: f64,
+    },
+}
+
+/// What all scenarios have in common. Times are in seconds.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RunOptions {
+    /// Where to connect: `ws://ADDRESS:PORT/PATH`.
+    #[arg(
+        long,
+        global = true,
+        default_value = "ws://127.0.0.1:8000/socketcluster/"
+    )]
+    pub(super) url: String,
+    /// Measured time.
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = positive)]
+    pub(super) duration: f64,
+    /// Publishing before it.
+    #[arg(long, global = true, default_value_t = 2.0, value_parser = positive)]
+    pub(super) warmup: f64,
+    /// Longest wait for what is still under way after it.
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = positive)]
+    pub(super) settle: f64,
+    /// Bytes added to each publication.
+    #[arg(long, global = true, default_value_t = 64)]
+    pub(super) payload_bytes: usize,
+    /// Processes that share the connections; a process may have 20 000 descriptors
+    /// on many systems.
+    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) processes: u32,
+    /// Connect from this many addresses, 127.0.0.2 onwards; one address has about
+    /// 28 000 ports.
+    #[arg(long, global = true, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=250))]
+    pub(super) source_addresses: u32,
+    /// Connections of one process that may be under way at a time.
+    #[arg(long, global = true, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) connecting_max: u32,
+    /// Connect again this many seconds (and up to as many more) after a
+    /// connection was lost; without it, lost connections stay away.
+    #[arg(long, global = true, value_parser = positive)]
+    pub(super) reconnect: Option<f64>,
+    /// Kills a process in the middle of the measured time: `worker:1`, `broker:2`.
+    #[arg(long, global = true, requires = "cluster_runtime_dir")]
+    pub(super) kill: Option<String>,
+    /// The cluster's runtime directory; with it, processor time and memory of the
+    /// cluster's processes are measured.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) cluster_runtime_dir: Option<PathBuf>,
+    /// The binary that is asked for the cluster's state.
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_ORCHESTRATOR",
+        default_value = "orchestrator"
+    )]
+    pub(super) orchestrator: PathBuf,
+    /// Print the result as JSON.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Makes channel names that no other run uses.
+    #[arg(long, global = true, hide = true, default_value_t = 0)]
+    pub(super) run_id: u64,
+}
+
+impl Options {
+    /// Tells this run's channels from those of others.
+    pub(super) fn run_id(&self) -> u64 {
+        self.run.run_id
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match f64::from_str(text) {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("not a positive number".into()),
+    }
+}
+
+/// An address taken apart.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) addr: SocketAddr,
+    pub(super) path: String,
+}
+
+impl FromStr for Target {
+    type Err = LoadError;
+
+    fn from_str(url: &str) -> Result<Self, LoadError> {
+        let error = || LoadError::Url(url.into());
+        let rest = url.strip_prefix("ws://").ok_or_else(error)?;
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let addr = host.parse().map_err(|_| error())?;
+        Ok(Self {
+            addr,
+            path: format!("/{path}"),
+        })
+    }
+}

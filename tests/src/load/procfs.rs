@@ -1,0 +1,60 @@
+//! Processor time and memory of processes, from `/proc`.
+
+use std::{fs, process};
+
+/// Processor time that this process has used.
+pub(super) fn own_processor_us() -> u64 {
+    processor_us(process::id()).unwrap_or(0)
+}
+
+/// Processor time that all threads of a process have used, user and system;
+/// nothing, if it does not exist.
+pub(super) fn processor_us(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    ticks(&stat).map(|ticks| ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Proportional set size; nothing, if the process does not exist or is not ours.
+pub(super) fn pss_bytes(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    pss(&rollup)
+}
+
+fn ticks(stat: &str) -> Option<u64> {
+    // The second field is the name in parentheses and may hold anything.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+fn pss(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 6 7";
+        assert_eq!(ticks(stat), Some(42));
+    }
+
+    #[test]
+    fn the_proportional_set_size_is_in_bytes() {
+        assert_eq!(
+            pss("Rss:   9 kB\nPss:      4 kB\nPss_Dirty:   2 kB\n"),
+            Some(4096)
+        );
+    }
+
+    #[test]
+    fn this_process_uses_memory() {
+        assert!(pss_bytes(process::id()).unwrap() > 0);
+    }
+}

@@ -1,0 +1,142 @@
+//! One publisher's account of what it sent.
+
+use std::collections::BTreeSet;
+
+use super::{clock::Micros, messages::Sent, plan::Schedule};
+
+/// `cid`s below belong to the handshake and the subscription.
+const FIRST_CID: u64 = 10;
+
+/// One publisher: when it is due, what it sent, what was acknowledged.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    pub(super) schedule: Schedule,
+    /// Sequence number of the last publication.
+    sent: u32,
+    pending: BTreeSet<u32>,
+    failed: Vec<u32>,
+    acked: u64,
+    /// Due while there was no connection.
+    skipped: u64,
+}
+
+impl Publisher {
+    pub(super) fn new(schedule: Schedule) -> Self {
+        Self {
+            schedule,
+            sent: 0,
+            pending: BTreeSet::new(),
+            failed: vec![],
+            acked: 0,
+            skipped: 0,
+        }
+    }
+
+    /// When the publication after the one due at `due` is due.
+    pub(super) fn after(&self, due: Micros) -> Micros {
+        due + self.schedule.interval
+    }
+
+    /// The next publication's sequence number and `cid`.
+    pub(super) fn send(&mut self) -> (u32, u64) {
+        self.sent += 1;
+        self.pending.insert(self.sent);
+        (self.sent, FIRST_CID + u64::from(self.sent))
+    }
+
+    pub(super) fn skip(&mut self) {
+        self.skipped += 1;
+    }
+
+    /// Takes an answer; false, if it answers none of the publications.
+    pub(super) fn answer(&mut self, rid: u64, is_error: bool) -> bool {
+        let sequence = rid
+            .checked_sub(FIRST_CID)
+            .and_then(|n| u32::try_from(n).ok());
+        let Some(sequence) = sequence.filter(|sequence| self.pending.remove(sequence)) else {
+            return false;
+        };
+        if is_error {
+            self.failed.push(sequence)
+        } else {
+            self.acked += 1
+        }
+        true
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    pub(super) fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.len() as u64
+    }
+
+    pub(super) fn unanswered(&self) -> u64 {
+        self.pending.len() as u64
+    }
+
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// What subscribers must have.
+    pub(super) fn account(&self) -> Sent {
+        let mut not_acked: Vec<_> = self.pending.iter().chain(&self.failed).copied().collect();
+        not_acked.sort_unstable();
+        Sent {
+            count: self.sent,
+            not_acked,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publisher() -> Publisher {
+        Publisher::new(Schedule {
+            publisher: 0,
+            interval: 1000,
+            phase: 0,
+        })
+    }
+
+    #[test]
+    fn errors_and_silence_are_not_acknowledgements() {
+        let mut publisher = publisher();
+        let cids: Vec<_> = (0..3).map(|_| publisher.send().1).collect();
+        assert!(publisher.answer(cids[0], false));
+        assert!(publisher.answer(cids[1], true));
+        assert_eq!(
+            publisher.account(),
+            Sent {
+                count: 3,
+                not_acked: vec![2, 3]
+            }
+        );
+        assert_eq!(
+            (
+                publisher.acked(),
+                publisher.failed(),
+                publisher.unanswered()
+            ),
+            (1, 1, 1)
+        );
+    }
+
+    #[test]
+    fn an_answer_counts_once() {
+        let mut publisher = publisher();
+        let (_, cid) = publisher.send();
+        assert!(publisher.answer(cid, false));
+        assert!(!publisher.answer(cid, false));
+        assert!(!publisher.answer(1, false));
+        assert_eq!(publisher.acked(), 1);
+    }
+}

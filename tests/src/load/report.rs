@@ -1,0 +1,334 @@
+//! What a run found, for people and for programs.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{
+    clock::{Micros, SECOND},
+    driver::histogram,
+    messages::{Connected, Outcome},
+};
+
+/// The result of a run. Times are in microseconds.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) connects: Connects,
+    pub(super) expected_deliveries_per_second: f64,
+    pub(super) deliveries_per_second: f64,
+    pub(super) published: u64,
+    pub(super) acked: u64,
+    pub(super) errors: u64,
+    pub(super) unanswered: u64,
+    pub(super) skipped_without_connection: u64,
+    pub(super) delivered: u64,
+    /// Acknowledged, but not delivered to a subscriber that was connected.
+    pub(super) lost: u64,
+    /// Acknowledged, and passed while a subscriber was not connected.
+    pub(super) missed_while_disconnected: u64,
+    pub(super) repeated: u64,
+    pub(super) out_of_order: u64,
+    pub(super) foreign: u64,
+    /// Subscribers that saw another order than the first of their channel.
+    pub(super) order_disagreements: u64,
+    pub(super) unexpected_packets: u64,
+    pub(super) closed: BTreeMap<u16, u64>,
+    pub(super) reconnected: u64,
+    pub(super) longest_silence_us: Micros,
+    pub(super) latency_us: Quantiles,
+    /// How late the generator itself was.
+    pub(super) send_lag_us: Quantiles,
+    pub(super) generator_cores: f64,
+    pub(super) cluster: Option<ClusterProcessor>,
+    pub(super) memory: Option<Memory>,
+    /// From the kill to the last connection that was there again.
+    pub(super) last_reconnect_after_kill_us: Option<Micros>,
+    #[serde(skip)]
+    seconds: f64,
+    #[serde(skip)]
+    delivered_in_window: u64,
+    #[serde(skip)]
+    last_reconnect: Option<Micros>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Connects {
+    pub(super) ready: u64,
+    pub(super) failed: u64,
+    pub(super) per_second: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Quantiles {
+    pub(super) p50: u64,
+    pub(super) p90: u64,
+    pub(super) p99: u64,
+    pub(super) p999: u64,
+    pub(super) max: u64,
+    pub(super) count: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ClusterProcessor {
+    pub(super) cores: f64,
+    pub(super) seconds_per_million_deliveries: Option<f64>,
+}
+
+/// Proportional set size of all processes of the cluster.
+#[derive(Debug, Serialize)]
+pub(super) struct Memory {
+    pub(super) empty_bytes: u64,
+    pub(super) held_bytes: u64,
+    pub(super) bytes_per_connection: Option<u64>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
+impl Connects {
+    pub(super) fn new(all: &[Connected]) -> Self {
+        let ready = all.iter().map(|part| part.ready).sum();
+        let began = all.iter().map(|part| part.began).min().unwrap_or(0);
+        let ended = all.iter().map(|part| part.ended).max().unwrap_or(0);
+        let seconds = float(ended.saturating_sub(began)) / float(SECOND);
+        Self {
+            ready,
+            failed: all.iter().map(|part| part.failed).sum(),
+            per_second: if seconds > 0.0 {
+                float(ready) / seconds
+            } else {
+                0.0
+            },
+        }
+    }
+}
+
+impl Memory {
+    pub(super) fn new(empty_bytes: u64, held_bytes: u64, connections: u64) -> Self {
+        let bytes_per_connection = held_bytes
+            .saturating_sub(empty_bytes)
+            .checked_div(connections);
+        Self {
+            empty_bytes,
+            held_bytes,
+            bytes_per_connection,
+        }
+    }
+}
+
+impl Quantiles {
+    fn new(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max(),
+            count: histogram.len(),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        seconds: f64,
+        expected_deliveries_per_second: f64,
+        connects: Connects,
+        outcomes: &[Outcome],
+    ) -> Self {
+        let (mut latency, mut lag) = (histogram(), histogram());
+        let mut closed = BTreeMap::new();
+        let mut orders = BTreeMap::new();
+        let mut disagreements = 0;
+        for outcome in outcomes {
+            for (histogram, pairs) in [(&mut latency, &outcome.latency), (&mut lag, &outcome.lag)] {
+                for (value, count) in pairs {
+                    histogram.saturating_record_n(*value, *count);
+                }
+            }
+            for (code, count) in &outcome.closed {
+                *closed.entry(*code).or_default() += count;
+            }
+            for (channel, order) in &outcome.orders {
+                let first = *orders.entry(*channel).or_insert(*order);
+                disagreements += u64::from(first != *order);
+            }
+            disagreements += outcome.order_disagreements;
+        }
+        let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+        let delivered_in_window = sum(|outcome| outcome.delivered_in_window);
+        Self {
+            connects,
+            expected_deliveries_per_second,
+            deliveries_per_second: float(delivered_in_window) / seconds,
+            published: sum(|outcome| outcome.published),
+            acked: sum(|outcome| outcome.acked),
+            errors: sum(|outcome| outcome.errors),
+            unanswered: sum(|outcome| outcome.unanswered),
+            skipped_without_connection: sum(|outcome| outcome.skipped),
+            delivered: sum(|outcome| outcome.delivered),
+            lost: sum(|outcome| outcome.lost),
+            missed_while_disconnected: sum(|outcome| outcome.missed_away),
+            repeated: sum(|outcome| outcome.repeated),
+            out_of_order: sum(|outcome| outcome.out_of_order),
+            foreign: sum(|outcome| outcome.foreign),
+            order_disagreements: disagreements,
+            unexpected_packets: sum(|outcome| outcome.unexpected),
+            closed,
+            reconnected: sum(|outcome| outcome.reconnected),
+            longest_silence_us: outcomes
+                .iter()
+                .map(|o| o.longest_silence)
+                .max()
+                .unwrap_or(0),
+            latency_us: Quantiles::new(&latency),
+            send_lag_us: Quantiles::new(&lag),
+            generator_cores: float(sum(|outcome| outcome.processor_us)) / float(SECOND) / seconds,
+            cluster: None,
+            memory: None,
+            last_reconnect_after_kill_us: None,
+            seconds,
+            delivered_in_window,
+            last_reconnect: outcomes
+                .iter()
+                .filter_map(|outcome| outcome.last_reconnect)
+                .max(),
+        }
+    }
+
+    pub(super) fn set_cluster_processor(&mut self, used: Option<Micros>) {
+        self.cluster = used.map(|used| {
+            let used = float(used) / float(SECOND);
+            let millions = float(self.delivered_in_window) / 1e6;
+            ClusterProcessor {
+                cores: used / self.seconds,
+                seconds_per_million_deliveries: (millions > 0.0).then(|| used / millions),
+            }
+        });
+    }
+
+    pub(super) fn set_killed(&mut self, at: Option<Micros>) {
+        if let (Some(killed), Some(back)) = (at, self.last_reconnect) {
+            self.last_reconnect_after_kill_us = Some(back.saturating_sub(killed));
+        }
+    }
+
+    /// Whether the promises were kept: all connected, and what was acknowledged
+    /// arrived once and in order.
+    pub(super) fn is_sound(&self) -> bool {
+        self.connects.failed == 0
+            && [
+                self.lost,
+                self.repeated,
+                self.out_of_order,
+                self.foreign,
+                self.order_disagreements,
+                self.unexpected_packets,
+            ]
+            .iter()
+            .all(|count| *count == 0)
+    }
+}
+
+/// Writes the report to standard output.
+pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        return writeln!(out);
+    }
+    let Report {
+        connects,
+        latency_us,
+        send_lag_us,
+        ..
+    } = report;
+    writeln!(
+        out,
+        "connections   {} ready, {} failed, {:.0} per second; closed during the run {:?}, back {}",
+        connects.ready, connects.failed, connects.per_second, report.closed, report.reconnected
+    )?;
+    writeln!(
+        out,
+        "published     {} ({} acked, {} errors, {} unanswered, {} skipped without connection)",
+        report.published,
+        report.acked,
+        report.errors,
+        report.unanswered,
+        report.skipped_without_connection
+    )?;
+    writeln!(
+        out,
+        "delivered     {}; {:.0} per second, {:.0} expected",
+        report.delivered, report.deliveries_per_second, report.expected_deliveries_per_second
+    )?;
+    writeln!(
+        out,
+        "wrong         {} lost, {} repeated, {} out of order, {} foreign, {} orders differ, \
+         {} unexpected; {} missed while disconnected",
+        report.lost,
+        report.repeated,
+        report.out_of_order,
+        report.foreign,
+        report.order_disagreements,
+        report.unexpected_packets,
+        report.missed_while_disconnected
+    )?;
+    quantiles(&mut out, "latency", latency_us)?;
+    quantiles(&mut out, "send lag", send_lag_us)?;
+    writeln!(
+        out,
+        "silence       at most {:.1} ms",
+        float(report.longest_silence_us) / 1e3
+    )?;
+    writeln!(out, "generator     {:.2} cores", report.generator_cores)?;
+    print_cluster(&mut out, report)
+}
+
+fn print_cluster(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    if let Some(cluster) = &report.cluster {
+        write!(out, "cluster       {:.2} cores", cluster.cores)?;
+        match cluster.seconds_per_million_deliveries {
+            Some(seconds) => writeln!(out, ", {seconds:.2} s per million deliveries")?,
+            None => writeln!(out)?,
+        }
+    }
+    if let Some(memory) = &report.memory {
+        writeln!(
+            out,
+            "memory (PSS)  {:.1} MiB, empty {:.1} MiB, {} bytes per connection",
+            float(memory.held_bytes) / 1_048_576.0,
+            float(memory.empty_bytes) / 1_048_576.0,
+            memory.bytes_per_connection.unwrap_or(0)
+        )?;
+    }
+    if let Some(back) = report.last_reconnect_after_kill_us {
+        writeln!(
+            out,
+            "after kill    last connection back after {:.0} ms",
+            float(back) / 1e3
+        )?;
+    }
+    Ok(())
+}
+
+fn quantiles(out: &mut impl Write, name: &str, of: &Quantiles) -> io::Result<()> {
+    let ms = |micros| float(micros) / 1e3;
+    writeln!(
+        out,
+        "{name:<13} p50 {:.2} ms, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.2} ({} measured)",
+        ms(of.p50),
+        ms(of.p90),
+        ms(of.p99),
+        ms(of.p999),
+        ms(of.max),
+        of.count
+    )
+}

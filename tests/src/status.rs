@@ -1,0 +1,82 @@
+//! What `orchestrator status --json` says, as far as tests need it.
+
+use serde::Deserialize;
+
+/// The state of a cluster.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// `ADDRESS:PORT` where clients connect.
+    pub listen: String,
+    /// The orchestrator.
+    pub pid: u32,
+    /// Workers and brokers.
+    pub nodes: Vec<Node>,
+}
+
+/// One worker or broker.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Node {
+    /// `worker` or `broker`.
+    pub role: String,
+    /// 1, 2, 3 …
+    pub slot: u32,
+    /// 0 while none runs.
+    pub pid: u32,
+    /// `starting`, `ready`, `restarting`, `stopping`.
+    pub state: String,
+    /// Which life of the slot this is.
+    pub incarnation: u64,
+    /// How often the slot was started again.
+    pub restarts: u32,
+    /// What the node last counted.
+    #[serde(default)]
+    pub stats: Option<Stats>,
+}
+
+/// The counters that tests look at.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Open connections (a worker's).
+    pub connections: u64,
+    /// Links that stand.
+    pub links: u32,
+}
+
+impl Status {
+    /// A node.
+    #[must_use]
+    pub fn node(&self, role: &str, slot: u32) -> Option<&Node> {
+        self.nodes
+            .iter()
+            .find(|node| node.role == role && node.slot == slot)
+    }
+
+    /// The workers, by slot.
+    #[must_use]
+    pub fn workers(&self) -> Vec<&Node> {
+        let mut workers: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| node.role == "worker")
+            .collect();
+        workers.sort_by_key(|node| node.slot);
+        workers
+    }
+
+    /// All processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let nodes = self.nodes.iter().map(|node| node.pid);
+        std::iter::once(self.pid)
+            .chain(nodes)
+            .filter(|pid| *pid != 0)
+            .collect()
+    }
+
+    /// Whether every node is ready.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.nodes.iter().all(|node| node.state == "ready")
+    }
+}

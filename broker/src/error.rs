@@ -63,7 +63,7 @@ pub(crate) enum LinkError {
     LinkIdTaken,
     #[error("no Hello within 10 s")]
     HelloTimeout,
-    #[error("batch: {reason}")]
+    #[error("cannot read from the worker: {reason}")]
     Unreadable { reason: String },
     #[error("frame: empty or unknown")]
     FrameEmpty,

@@ -112,9 +112,10 @@ impl Intake {
                 reason,
             },
         };
-        match self.answers.last_mut() {
-            Some(last) if let Some(both) = last.merged_with(answer) => *last = both,
-            Some(_) | None => self.answers.push(answer),
+        let last = self.answers.last_mut();
+        match last.and_then(|last| Some((last.merged_with(answer)?, last))) {
+            Some((both, last)) => *last = both,
+            None => self.answers.push(answer),
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod links;
 mod listen;
 mod log;
 mod node;
+mod room;
 mod service;
 mod shard;
 mod table;

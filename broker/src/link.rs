@@ -22,7 +22,7 @@ use muster_proto::{
 };
 use muster_wire::Millis;
 
-use crate::{error::LinkError, turn::Turn};
+use crate::{error::LinkError, room::give_back_room, turn::Turn};
 
 /// Encoded relays waiting on one link beyond which it goes on from the log.
 /// Bounds what many publications without data can fill, which use no credit.
@@ -32,6 +32,8 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A link that has something to get and makes no progress for this long is cut.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
+/// Frames of a batch for which there is room from the start.
+const BATCH_FRAMES_USUAL: usize = 512;
 /// What a frame needs on the wire beside channel and data, at most.
 const FRAME_OVERHEAD_BYTES: usize = 48;
 
@@ -242,10 +244,11 @@ impl Link {
         }
     }
 
-    /// Ends the link; only the first reason counts.
-    pub(crate) fn end(&self, turn: &mut Turn, end: LinkEnd) {
+    /// Ends the link; only the first reason counts, and is returned.
+    pub(crate) fn end(&self, turn: &mut Turn, end: LinkEnd) -> LinkEnd {
         let mut state = self.lock();
-        if matches!(state.end.get_or_insert(end), LinkEnd::Failed(_)) {
+        let end = state.end.get_or_insert(end).clone();
+        if matches!(end, LinkEnd::Failed(_)) {
             state.frames = VecDeque::new();
             state.answers = VecDeque::new();
         }
@@ -255,6 +258,7 @@ impl Link {
         for reader in mem::take(&mut state.readers) {
             turn.wake(Some(reader));
         }
+        end
     }
 
     /// What the sending side has to do next; `waker` is woken after `Wait`.
@@ -270,6 +274,7 @@ impl Link {
             && let Some((shard, channel)) = state.behind.pop_front()
         {
             state.behind_names.remove(&channel);
+            give_back_room(&mut state.behind);
             return Step::Resume(shard, channel);
         }
         if let Some(batch) = state.take_batch() {
@@ -373,7 +378,8 @@ impl State {
 
     /// At most [`BATCH_BYTES_MAX`] bytes, or one frame; the answers first.
     fn take_batch(&mut self) -> Option<BrokerBatch> {
-        let mut frames = Vec::new();
+        let waiting = self.answers.len() + self.frames.len();
+        let mut frames = Vec::with_capacity(waiting.min(BATCH_FRAMES_USUAL));
         let mut room = BATCH_BYTES_MAX;
         while room >= FRAME_OVERHEAD_BYTES
             && let Some(answer) = self.take_answer()
@@ -394,6 +400,8 @@ impl State {
             }
             frames.extend(self.frames.pop_front());
         }
+        give_back_room(&mut self.answers);
+        give_back_room(&mut self.frames);
         (!frames.is_empty()).then_some(BrokerBatch { frames })
     }
 

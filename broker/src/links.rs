@@ -77,3 +77,43 @@ impl Links {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use muster_proto::link::RefusalReason;
+
+    use super::*;
+    use crate::link::Step;
+
+    #[test]
+    fn only_links_that_are_stuck_are_cut() {
+        let links = Links::default();
+        let (stuck, idle) = (
+            Arc::new(Link::new(Millis(0))),
+            Arc::new(Link::new(Millis(0))),
+        );
+        links.open(1, Arc::clone(&stuck)).unwrap();
+        links.open(2, Arc::clone(&idle)).unwrap();
+        let mut turn = Turn::new(Millis(0));
+        stuck.not_owner(&mut turn, b"a", RefusalReason::Unspecified);
+        assert!(links.cut_stuck(Millis(9_999)).is_empty());
+        assert_eq!(links.cut_stuck(Millis(10_000)), [1]);
+        let cut = Step::End(LinkEnd::Failed(LinkError::Stuck));
+        assert_eq!(stuck.next_step(Millis(10_000), Waker::noop()), cut);
+        assert_eq!(idle.next_step(Millis(10_000), Waker::noop()), Step::Wait);
+        assert!(links.cut_stuck(Millis(20_000)).is_empty(), "it is cut once");
+    }
+
+    #[test]
+    fn an_id_is_free_again_when_its_link_is_closed() {
+        let links = Links::default();
+        let link = || Arc::new(Link::new(Millis(0)));
+        assert_eq!(links.open(1, link()), Ok(()));
+        assert_eq!(links.open(1, link()), Err(LinkError::LinkIdTaken));
+        links.close(1);
+        assert_eq!(links.open(1, link()), Ok(()));
+        assert_eq!(links.len(), 1);
+    }
+}

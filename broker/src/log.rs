@@ -16,6 +16,7 @@ use slab::Slab;
 use crate::{
     keys::{Keys, KeysFull},
     limits::Limits,
+    room::give_back_room,
 };
 
 /// Counted for each retained publication beside its data: what the two queues,
@@ -236,9 +237,12 @@ impl Log {
                 break;
             }
             self.retained_bytes -= oldest.bytes;
-            self.channels[oldest.channel.0].tail.pop_front();
+            let tail = &mut self.channels[oldest.channel.0].tail;
+            tail.pop_front();
+            give_back_room(tail);
             self.retained.pop_front();
         }
+        give_back_room(&mut self.retained);
     }
 
     /// Forgets some of the channels that are idle and that `is_free` says

@@ -13,7 +13,7 @@ use muster_daemon::clock;
 use muster_proto::{
     BATCH_BYTES_MAX, LINK_VERSION, ShardId,
     link::{
-        BrokerBatch, Credit, ReadRequest, ReadResponse, WorkerBatch,
+        BrokerBatch, Credit, Hello, ReadRequest, ReadResponse, WorkerBatch,
         link_server::{Link as LinkRpc, LinkServer},
         worker_frame::Frame,
     },
@@ -29,7 +29,7 @@ use tonic::{
     Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
 };
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     error::LinkError,
@@ -57,7 +57,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a `Control` stream may be ahead of its `Data` stream.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
 /// Batches of one worker taken in one turn, when they are there.
-const BATCHES_PER_TURN: usize = 16;
+const BATCHES_PER_TURN: usize = 8;
 /// Shards from which an ended link is removed before others have their turn.
 const SHARDS_PER_TURN: usize = 8;
 
@@ -127,14 +127,19 @@ impl LinkRpc for LinkService {
         request: Request<Streaming<WorkerBatch>>,
     ) -> Result<Response<DataStream>, Status> {
         let link = Arc::new(Link::new(clock::now()));
-        let reader = Reader {
+        let mut reader = Reader {
             inbound: request.into_inner(),
             intake: Intake::new(Arc::clone(&link), self.data_bytes_max),
             link: Arc::clone(&link),
             service: self.clone(),
             rng: rand::make_rng(),
         };
-        self.tasks.spawn(reader.run());
+        let opened = match timeout(HELLO_TIMEOUT, reader.hello()).await {
+            Ok(opened) => opened,
+            Err(_) => Err(LinkError::HelloTimeout),
+        };
+        let (hello, first) = opened.inspect_err(|error| info!(%error, "Refused a link."))?;
+        self.tasks.spawn(reader.run(hello, first));
         Ok(Response::new(DataStream {
             link,
             table: Arc::clone(&self.table),
@@ -234,44 +239,11 @@ enum Input {
 }
 
 impl Reader {
-    async fn run(mut self) {
-        // The owner of this task is the link: however it ends, so does the link.
-        let _end = EndOnDrop(Arc::clone(&self.link));
-        let (id, outcome) = match self.hello().await {
-            Ok(Some((id, first))) => (Some(id), self.serve(first).await),
-            Ok(None) => (None, Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        let end = match outcome {
-            Ok(()) => LinkEnd::Finished,
-            Err(error) => {
-                info!(link = id, %error, "Ended a link.");
-                LinkEnd::Failed(error)
-            }
-        };
-        if let Some(id) = id {
-            self.service.links.close(id);
-        }
-        self.link.end(&mut Turn::new(clock::now()), end);
-        let Some(id) = id else { return };
-        debug!(link = id, "A link has ended.");
-        for shard in ShardId::all() {
-            let table = &self.service.table;
-            table.remove_link(clock::now(), &self.link, shard);
-            if shard.index() % SHARDS_PER_TURN == 0 {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-
-    /// Opens the link with the first frame; returns its id and the rest of the
-    /// first batch, or nothing if the stream ended before.
-    async fn hello(&mut self) -> Result<Option<(u64, WorkerBatch)>, LinkError> {
-        let Ok(first) = timeout(HELLO_TIMEOUT, self.read()).await else {
-            return Err(LinkError::HelloTimeout);
-        };
-        let Input::Batch(mut batch) = first? else {
-            return Ok(None);
+    /// Opens the link with the first frame; returns that and the rest of the
+    /// first batch.
+    async fn hello(&mut self) -> Result<(Hello, WorkerBatch), LinkError> {
+        let Input::Batch(mut batch) = self.read().await? else {
+            return Err(LinkError::HelloMissing);
         };
         if batch.frames.is_empty() {
             return Err(LinkError::HelloMissing);
@@ -283,18 +255,35 @@ impl Reader {
             let theirs = hello.version;
             return Err(LinkError::WrongVersion { theirs });
         }
-        let mut turn = Turn::new(clock::now());
-        self.link.add_credit(&mut turn, hello.credit_bytes);
-        self.service
-            .links
-            .open(hello.link, Arc::clone(&self.link))?;
-        debug!(
-            link = hello.link,
-            worker = hello.worker_slot,
-            incarnation = hello.worker_incarnation,
-            "A link has opened."
-        );
-        Ok(Some((hello.link, batch)))
+        let link = Arc::clone(&self.link);
+        link.add_credit(&mut Turn::new(clock::now()), hello.credit_bytes);
+        self.service.links.open(hello.link, link)?;
+        Ok((hello, batch))
+    }
+
+    async fn run(mut self, hello: Hello, first: WorkerBatch) {
+        // The owner of this task is the link: however it ends, so does the link.
+        let _end = EndOnDrop(Arc::clone(&self.link));
+        let (id, worker, incarnation) = (hello.link, hello.worker_slot, hello.worker_incarnation);
+        info!(link = id, worker, incarnation, "A link has opened.");
+        let end = match self.serve(first).await {
+            Ok(()) => LinkEnd::Finished,
+            Err(error) => LinkEnd::Failed(error),
+        };
+        self.service.links.close(id);
+        match self.link.end(&mut Turn::new(clock::now()), end) {
+            LinkEnd::Finished => info!(link = id, worker, incarnation, "A link has ended."),
+            LinkEnd::Failed(error) => {
+                info!(link = id, worker, incarnation, %error, "A link has ended.");
+            }
+        }
+        for shard in ShardId::all() {
+            let table = &self.service.table;
+            table.remove_link(clock::now(), &self.link, shard);
+            if shard.index() % SHARDS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     async fn serve(&mut self, first: WorkerBatch) -> Result<(), LinkError> {
@@ -312,19 +301,24 @@ impl Reader {
     /// concerned. Waits for nothing.
     async fn turn(&mut self, batch: WorkerBatch) -> Result<(), LinkError> {
         let mut turn = Turn::new(clock::now());
-        let mut input = Input::Batch(batch);
-        let mut outcome = Ok(());
-        for _ in 0..BATCHES_PER_TURN {
-            let Input::Batch(batch) = input else { break };
-            let table = &self.service.table;
-            outcome = self.intake.handle(&mut turn, &mut self.rng, table, batch);
+        let mut outcome = self.handle(&mut turn, batch);
+        for _ in 1..BATCHES_PER_TURN {
             if outcome.is_err() {
                 break;
             }
-            input = self.read_ready().await?;
+            outcome = match self.read_ready().await {
+                Ok(Input::Batch(batch)) => self.handle(&mut turn, batch),
+                Ok(Input::Nothing | Input::End) => break,
+                Err(error) => Err(error),
+            };
         }
         self.service.table.count(&turn);
         outcome
+    }
+
+    fn handle(&mut self, turn: &mut Turn, batch: WorkerBatch) -> Result<(), LinkError> {
+        let table = &self.service.table;
+        self.intake.handle(turn, &mut self.rng, table, batch)
     }
 
     /// The next batch. Cancel-safe.

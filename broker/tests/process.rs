@@ -1,8 +1,14 @@
 //! The broker's binary, between an orchestrator and a worker played by a test.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever a test does not expect fails it"
+)]
+
 use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixListener as StdUnixListener},
-    path::PathBuf,
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -95,7 +101,7 @@ impl Orchestrator {
     }
 
     fn broker(&self, args: &[&str]) -> Child {
-        command(&self.dir.path().to_path_buf())
+        command(self.dir.path())
             .args(["--slot", "2", "--incarnation", "77"])
             .args(args)
             .spawn()
@@ -140,7 +146,7 @@ impl Orchestrator {
     }
 }
 
-fn command(runtime_dir: &PathBuf) -> Command {
+fn command(runtime_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_broker"));
     command
         .arg("--runtime-dir")
@@ -275,7 +281,7 @@ async fn a_runtime_directory_that_does_not_do_is_named() {
 #[tokio::test]
 async fn a_configuration_that_cannot_be_read_is_the_exit_code_78() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = command(&dir.path().to_path_buf());
+    let mut command = command(dir.path());
     let output = output(command.args(["-c", "/nowhere.toml"]).spawn().unwrap()).await;
     assert_eq!(output.status.code(), Some(78));
 }

@@ -252,3 +252,6 @@ fn send(outgoing: &mpsc::Sender<NodeReport>, report: Report) -> Result<(), Strea
         Err(TrySendError::Full(_) | TrySendError::Closed(_)) => Err(StreamEnd::Stuck),
     }
 }
+
+#[cfg(test)]
+mod tests;

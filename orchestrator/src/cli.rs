@@ -39,12 +39,17 @@ pub(crate) enum Verb {
     /// End the cluster: close the clients in a paced way, then all processes.
     Down,
     /// Load the configuration, say whether it is fine, and end.
-    CheckConfig,
+    CheckConfig {
+        #[command(flatten)]
+        settings: SettingArgs,
+    },
     /// Print the configuration in effect, with the source of each value.
     PrintConfig {
         /// Print every setting with its documentation and default instead.
         #[arg(long)]
         defaults: bool,
+        #[command(flatten)]
+        settings: SettingArgs,
     },
     /// Print a completion script for a shell.
     Completions {
@@ -208,10 +213,10 @@ mod tests {
     }
 
     fn up(line: &str) -> UpArgs {
-        match parse(line).unwrap().verb {
-            Verb::Up(args) => args,
-            other => panic!("not up: {other:?}"),
-        }
+        let Verb::Up(args) = parse(line).unwrap().verb else {
+            panic!("not up: {line}");
+        };
+        args
     }
 
     #[test]

@@ -10,15 +10,17 @@ use muster_daemon::{
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
 use muster_wire::Millis;
 use rand::rngs::SmallRng;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal as Number, kill_process};
 use tokio::{
+    signal::unix::Signal,
     sync::{mpsc, oneshot},
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
+    announce::announce,
     calls::{Calls, Outcome},
     cli::Size,
     console::Console,
@@ -52,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) shutdown_timeout: Duration,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
+    /// Somebody started it from a terminal, and it ends with that.
+    pub(crate) terminal: bool,
     /// Where a table is wanted.
     pub(crate) table: Option<Console>,
 }
@@ -122,6 +126,7 @@ impl Cluster {
         mut self,
         mut requests: mpsc::Receiver<Request>,
         mut signals: Signals,
+        mut hangup: Signal,
     ) -> Result<(), ClusterError> {
         let mut table = interval(TABLE_INTERVAL);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -134,6 +139,7 @@ impl Cluster {
             let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
+                _ = hangup.recv() => self.hang_up(clock::now()),
                 Some(request) = requests.recv() => self.handle(clock::now(), request),
                 Some(ended) = self.children.join_next() => match ended {
                     Ok(ended) => self.ended(clock::now(), ended),
@@ -171,12 +177,12 @@ impl Cluster {
                     && self.membership.is_published() =>
             {
                 self.stage = Stage::Running;
-                self.announce();
+                announce(&self.settings);
             }
             Stage::EndingWorkers { .. } if self.fleet.all(Role::Worker, stopped) => {
-                self.stop_role(now, Role::Broker);
                 let until = now + BROKER_TIMEOUT;
                 self.stage = Stage::EndingBrokers { until };
+                self.stop_role(now, Role::Broker);
             }
             Stage::EndingWorkers { until } | Stage::EndingBrokers { until } if until <= now => {
                 self.kill_all(now);
@@ -234,7 +240,7 @@ impl Cluster {
                 // A node that is gone again also ends its stream.
                 let _ = answer.send(result);
                 match result {
-                    Ok(()) => self.joined(now, node),
+                    Ok(()) => self.joined(now, &node),
                     Err(JoinRefused) => {
                         warn!(node = %node.id, pid, "Refused a node that was not started here.");
                     }
@@ -258,11 +264,11 @@ impl Cluster {
                 self.stop(now, Stop::Graceful);
                 let _ = answer.send(());
             }
-            Request::Client { command, answer } => self.client(now, command, answer),
+            Request::Client { command, answer } => self.client(now, &command, answer),
         }
     }
 
-    fn joined(&mut self, now: Millis, node: Joined) {
+    fn joined(&mut self, now: Millis, node: &Joined) {
         // Nodes that are ending need no view.
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
@@ -321,13 +327,19 @@ impl Cluster {
             // One that ended by itself has removed it.
             let _ = std::fs::remove_file(socket);
         }
-        let ending = !matches!(self.stage, Stage::Starting | Stage::Running);
-        if ending {
-            info!(node = %id, %exit, "Node ended.");
-        } else {
-            warn!(node = %id, %exit, "Node ended, starting it again.");
+        let exited = Event::Exited {
+            incarnation,
+            exit: exit.clone(),
+        };
+        self.feed(now, id, exited);
+        let next = self.fleet.get_mut(id).and_then(|node| node.slot.wake_at());
+        match next.map(|at| at.since(now)) {
+            None => info!(node = %id, %exit, "Node ended."),
+            Some(Duration::ZERO) => warn!(node = %id, %exit, "Node ended, starting it again."),
+            Some(wait) => {
+                error!(node = %id, %exit, ?wait, "Node ends again and again, waiting to start it.");
+            }
         }
-        self.feed(now, id, Event::Exited { incarnation, exit });
     }
 
     /// Feeds a slot and does what it decides.
@@ -355,7 +367,7 @@ impl Cluster {
                 };
                 self.feed(now, id, event);
             }
-            Action::Terminate(life) => signal(life.pid, Signal::TERM),
+            Action::Terminate(life) => signal(life.pid, Number::TERM),
         }
         self.give_up_on_crash_loop(now, id);
     }
@@ -395,10 +407,19 @@ impl Cluster {
         }
     }
 
+    /// The terminal is gone, or somebody asks for a reload.
+    fn hang_up(&mut self, now: Millis) {
+        if self.settings.terminal {
+            self.stop(now, Stop::Graceful);
+        } else {
+            info!("SIGHUP changes nothing: the configuration is read at start.");
+        }
+    }
+
     fn begin_end(&mut self, now: Millis) {
-        self.stop_role(now, Role::Worker);
         let until = now + self.settings.shutdown_timeout + WORKER_GRACE;
         self.stage = Stage::EndingWorkers { until };
+        self.stop_role(now, Role::Worker);
     }
 
     fn stop_role(&mut self, now: Millis, role: Role) {
@@ -415,7 +436,7 @@ impl Cluster {
         for (id, node) in self.fleet.nodes() {
             if let Some(life) = node.slot.life() {
                 warn!(node = %id, pid = life.pid, "Killing a node.");
-                signal(life.pid, Signal::KILL);
+                signal(life.pid, Number::KILL);
             }
         }
     }
@@ -448,7 +469,7 @@ impl Cluster {
     fn client(
         &mut self,
         now: Millis,
-        command: pb::ClientCommand,
+        command: &pb::ClientCommand,
         answer: oneshot::Sender<Outcome>,
     ) {
         let workers = self.fleet.joined(Role::Worker);
@@ -488,21 +509,6 @@ impl Cluster {
         }
     }
 
-    fn announce(&self) {
-        let Settings {
-            listen, path, size, ..
-        } = &self.settings;
-        info!(
-            %listen,
-            url = format!("ws://{listen}{path}"),
-            workers = size.workers,
-            brokers = size.brokers,
-            runtime_dir = %self.settings.runtime_dir.display(),
-            "Cluster is ready."
-        );
-        info!(snippet = snippet(*listen, path), "How to connect.");
-    }
-
     fn show_table(&self, now: Millis) {
         if let Some(console) = &self.settings.table {
             let rates = self.fleet.nodes().map(|(_, node)| node.rate());
@@ -518,21 +524,8 @@ impl Cluster {
     }
 }
 
-/// A line for Node.js that connects a client to the cluster.
-fn snippet(listen: SocketAddr, path: &str) -> String {
-    let host = if listen.ip().is_unspecified() {
-        "localhost".to_owned()
-    } else {
-        listen.ip().to_string()
-    };
-    let port = listen.port();
-    format!(
-        "require('socketcluster-client').create({{ hostname: '{host}', port: {port}, path: '{path}' }})"
-    )
-}
-
 /// Signals a child that has not been reaped; one that just was is fine too.
-fn signal(pid: u32, signal: Signal) {
+fn signal(pid: u32, signal: Number) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if let Some(pid) = pid
         && let Err(error) = kill_process(pid, signal)

@@ -55,3 +55,6 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no such node was started here")]
 pub(crate) struct JoinRefused;
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_node_is_told_by_its_role_and_its_runtime_directory() {
         let dir = Path::new("/run/a");
-        let node = b"orchestrator\0worker\0--slot\01\0--runtime-dir\0/run/a\0--config\0/run/a/c\0";
+        let node = b"orchestrator\0worker\0--slot\0x\0--runtime-dir\0/run/a\0--config\0/run/a/c\0";
         assert!(is_node_of(node, dir));
         assert!(!is_node_of(node, Path::new("/run/b")));
         for other in [

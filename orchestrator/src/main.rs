@@ -1,5 +1,6 @@
 //! The orchestrator's command line, and the one place that knows all roles.
 
+mod announce;
 mod calls;
 mod cli;
 mod cluster;
@@ -102,10 +103,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let loaded = load(file, &args.settings.overrides())?;
             Ok(up::up(loaded, runtime_dir, &args)?)
         }
-        Verb::CheckConfig => check_config(file),
-        Verb::PrintConfig { defaults: true } => print(&config::commented_defaults()),
-        Verb::PrintConfig { defaults: false } => {
-            let loaded = load(file, &[])?;
+        Verb::CheckConfig { settings } => check_config(file, &settings.overrides()),
+        Verb::PrintConfig { defaults: true, .. } => print(&config::commented_defaults()),
+        Verb::PrintConfig { settings, .. } => {
+            let loaded = load(file, &settings.overrides())?;
             print(&config::effective(&loaded.config, &loaded.sources))
         }
         Verb::Completions { shell } => {
@@ -132,8 +133,8 @@ fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigErr
 }
 
 /// Everything that `up` would refuse about the configuration, without a cluster.
-fn check_config(file: Option<&Path>) -> Result<(), Fatal> {
-    let Loaded { config, .. } = load(file, &[])?;
+fn check_config(file: Option<&Path>, overrides: &[Override]) -> Result<(), Fatal> {
+    let Loaded { config, .. } = load(file, overrides)?;
     if config.auth.key_file.is_some() || config.auth.public_key_file.is_some() {
         auth_key::read(&config.auth)?;
     }
@@ -206,7 +207,7 @@ async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> 
             (connection, Action::RemoveToken(pb::RemoveToken {}))
         }
         Verb::Up(_)
-        | Verb::CheckConfig
+        | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
         | Verb::Worker(_)

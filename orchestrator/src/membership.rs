@@ -95,12 +95,12 @@ impl Membership {
         self.publishing.as_ref().map(|publishing| publishing.until)
     }
 
-    pub(crate) fn joined(&mut self, now: Millis, node: Joined) -> Vec<Tell> {
+    pub(crate) fn joined(&mut self, now: Millis, node: &Joined) -> Vec<Tell> {
         self.epoch_seen = self.epoch_seen.max(node.epoch);
         let ahead = self.epoch_seen > self.view.epoch();
         let changed = match node.id.role {
             Role::Worker => false,
-            Role::Broker => self.note_broker(&node),
+            Role::Broker => self.note_broker(node),
         };
         if (changed || ahead) && self.brokers.len() >= self.brokers_wanted {
             return self.publish(now);
@@ -215,8 +215,8 @@ mod tests {
     /// Two brokers whose first view is published.
     fn published() -> Membership {
         let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, broker(1, 1));
-        let _ = membership.joined(NOW, broker(2, 1));
+        let _ = membership.joined(NOW, &broker(1, 1));
+        let _ = membership.joined(NOW, &broker(2, 1));
         let _ = membership.applied(broker_id(1), 1);
         let _ = membership.applied(broker_id(2), 1);
         assert!(membership.is_published());
@@ -226,10 +226,10 @@ mod tests {
     #[test]
     fn the_first_view_waits_for_every_broker() {
         let mut membership = Membership::new(2);
-        assert_eq!(membership.joined(NOW, worker(1)), []);
-        assert_eq!(membership.joined(NOW, broker(2, 1)), []);
+        assert_eq!(membership.joined(NOW, &worker(1)), []);
+        assert_eq!(membership.joined(NOW, &broker(2, 1)), []);
         assert_eq!(membership.view().epoch(), 0);
-        let told = membership.joined(NOW, broker(1, 1));
+        let told = membership.joined(NOW, &broker(1, 1));
         assert_eq!(told, [Tell::All(Role::Broker)]);
         assert_eq!(membership.view().epoch(), 1);
         assert_eq!(membership.view().brokers().len(), 2);
@@ -238,11 +238,11 @@ mod tests {
     #[test]
     fn workers_are_told_once_every_broker_has_applied() {
         let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, broker(1, 1));
-        let _ = membership.joined(NOW, broker(2, 1));
+        let _ = membership.joined(NOW, &broker(1, 1));
+        let _ = membership.joined(NOW, &broker(2, 1));
         assert_eq!(membership.applied(broker_id(1), 1), []);
         // A worker that comes meanwhile waits as well.
-        assert_eq!(membership.joined(NOW, worker(1)), []);
+        assert_eq!(membership.joined(NOW, &worker(1)), []);
         let told = membership.applied(broker_id(2), 1);
         assert_eq!(told, [Tell::All(Role::Worker)]);
         assert_eq!(membership.applied(broker_id(2), 1), []);
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn a_broker_that_does_not_apply_holds_the_workers_up_for_a_bounded_time() {
         let mut membership = Membership::new(1);
-        let _ = membership.joined(NOW, broker(1, 1));
+        let _ = membership.joined(NOW, &broker(1, 1));
         let until = membership.wake_at().unwrap();
         assert_eq!(until, NOW + APPLY_TIMEOUT);
         assert_eq!(membership.time(NOW), []);
@@ -262,8 +262,8 @@ mod tests {
     #[test]
     fn a_broker_that_leaves_holds_nobody_up_and_keeps_its_shards() {
         let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, broker(1, 1));
-        let _ = membership.joined(NOW, broker(2, 1));
+        let _ = membership.joined(NOW, &broker(1, 1));
+        let _ = membership.joined(NOW, &broker(2, 1));
         let _ = membership.applied(broker_id(1), 1);
         let told = membership.left(broker_id(2));
         assert_eq!(told, [Tell::All(Role::Worker)]);
@@ -276,7 +276,7 @@ mod tests {
         let before = membership.view().clone();
         assert_eq!(membership.left(broker_id(1)), []);
         assert_eq!(membership.view(), &before, "being away changes nothing");
-        let told = membership.joined(NOW, broker(1, 2));
+        let told = membership.joined(NOW, &broker(1, 2));
         assert_eq!(told, [Tell::All(Role::Broker)]);
         let after = membership.view();
         assert_eq!(after.epoch(), 2);
@@ -294,7 +294,7 @@ mod tests {
         let _ = membership.left(broker_id(1));
         let mut again = broker(1, 1);
         again.epoch = 1;
-        let told = membership.joined(NOW, again);
+        let told = membership.joined(NOW, &again);
         assert_eq!(told, [Tell::One(broker_id(1))]);
         assert_eq!(membership.view().epoch(), 1);
     }
@@ -304,7 +304,7 @@ mod tests {
         let mut membership = published();
         let joined = worker(3);
         let id = joined.id;
-        assert_eq!(membership.joined(NOW, joined), [Tell::One(id)]);
+        assert_eq!(membership.joined(NOW, &joined), [Tell::One(id)]);
     }
 
     #[test]
@@ -312,7 +312,7 @@ mod tests {
         let mut membership = published();
         let mut ahead = worker(1);
         ahead.epoch = 40;
-        let told = membership.joined(NOW, ahead);
+        let told = membership.joined(NOW, &ahead);
         assert_eq!(told, [Tell::All(Role::Broker)]);
         assert_eq!(membership.view().epoch(), 41);
     }
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn an_answer_to_an_earlier_view_does_not_count() {
         let mut membership = published();
-        let _ = membership.joined(NOW, broker(1, 2));
+        let _ = membership.joined(NOW, &broker(1, 2));
         assert_eq!(membership.applied(broker_id(1), 1), []);
         assert_eq!(membership.applied(broker_id(2), 2), []);
         let told = membership.applied(broker_id(1), 2);
@@ -332,8 +332,8 @@ mod tests {
         let mut membership = published();
         let _ = membership.left(broker_id(1));
         let _ = membership.left(broker_id(2));
-        let _ = membership.joined(NOW, broker(1, 2));
-        let _ = membership.joined(NOW, broker(2, 2));
+        let _ = membership.joined(NOW, &broker(1, 2));
+        let _ = membership.joined(NOW, &broker(2, 2));
         assert_eq!(membership.applied(broker_id(1), 2), []);
         assert_eq!(membership.applied(broker_id(1), 3), []);
         let told = membership.applied(broker_id(2), 3);

@@ -4,10 +4,7 @@ use std::{
     ffi::OsString,
     io,
     net::TcpListener,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::process::ExitStatusExt as _,
-    },
+    os::{fd::AsFd as _, unix::process::ExitStatusExt as _},
     path::PathBuf,
     process::{ExitStatus, Stdio},
 };
@@ -91,7 +88,7 @@ impl Spawner {
             .arg(&self.config_file)
             .stdin(stdin)
             .stdout(Stdio::null())
-            .stderr(Stdio::from(OwnedFd::from(write_end)))
+            .stderr(Stdio::from(write_end))
             .process_group(0)
             .kill_on_drop(true);
         for variable in settings_variables() {

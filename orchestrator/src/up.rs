@@ -2,7 +2,7 @@
 //! the way from there.
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     thread,
@@ -23,7 +23,10 @@ use rand::rngs::{SmallRng, StdRng};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 use tracing::info;
 
 use crate::{
@@ -159,9 +162,12 @@ fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<P
     dir.remove_sockets(lock)?;
     config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rand::make_rng::<StdRng>())?;
     let addr = config.listener.addr;
-    let listener = listening_socket(addr).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => UpError::PortInUse { addr },
-        _ => UpError::Listen { addr, source },
+    let listener = listening_socket(addr).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            UpError::PortInUse { addr }
+        } else {
+            UpError::Listen { addr, source }
+        }
     })?;
     let listen = listener
         .local_addr()
@@ -205,6 +211,7 @@ async fn serve(
     } = prepared;
     // From here on a signal ends the cluster and not just this process.
     let signals = Signals::listen().map_err(UpError::Run)?;
+    let hangup = signal(SignalKind::hangup()).map_err(UpError::Run)?;
     let socket = dir.orchestrator_socket();
     let control_socket = control::bind(&socket).map_err(|source| UpError::Bind {
         path: socket.clone(),
@@ -218,6 +225,7 @@ async fn serve(
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
         incarnation: clock::unix_seconds() * INCARNATIONS,
+        terminal: io::stderr().is_terminal(),
         table,
     };
     let spawner = Spawner {
@@ -233,7 +241,7 @@ async fn serve(
     let rng: SmallRng = rand::make_rng();
     let cluster = Cluster::new(settings, spawner, clock::now(), rng);
     tokio::select! {
-        ended = cluster.run(inbox, signals) => Ok(ended?),
+        ended = cluster.run(inbox, signals, hangup) => Ok(ended?),
         served = control::serve(control_socket, requests) => match served {
             Ok(()) => unreachable!("a listener's stream of connections does not end"),
             Err(error) => Err(UpError::Control(error)),

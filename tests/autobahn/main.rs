@@ -15,7 +15,9 @@ const ECHO_PATH: &str = "/echo";
 /// Compression is not offered.
 const EXCLUDED: [&str; 2] = ["12.*", "13.*"];
 /// The largest case sends messages of 16 MiB.
-const CONFIG: &str = "[limits]\nmessage_bytes_max = \"17MiB\"\noutbox_bytes_max = \"128MiB\"";
+const CONFIG: &str = "[limits]\nmessage_bytes_max = \"17MiB\"\noutbox_bytes_max = \"128MiB\"\n\
+    [link]\nwindow_bytes = \"64MiB\"\ncredit_bytes = \"64MiB\"\n\
+    [broker]\ntail_bytes_max = \"32MiB\"";
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

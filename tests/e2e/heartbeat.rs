@@ -62,6 +62,7 @@ async fn a_client_of_version_1_is_recognised_and_lives() {
         (text == "#1").then_some("#2")
     })
     .await;
+    assert!(texts.len() >= 6, "{texts:?}");
     let last: Vec<_> = texts.iter().rev().take(4).collect();
     assert!(
         last.iter().all(|text| *text == "#1"),

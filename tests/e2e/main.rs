@@ -9,6 +9,7 @@ mod http;
 mod operators;
 mod packets;
 mod publishing;
+mod sdk;
 
 use std::collections::BTreeSet;
 

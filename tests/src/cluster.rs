@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    process::{ExitStatus, Output, Stdio},
+    process::{ExitStatus, Output},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::{
     eventually::{eventually, patience},
@@ -90,7 +90,7 @@ impl ClusterBuilder {
         fs::write(key_file(dir.path()), &self.key).expect("the key file is written");
         fs::write(config_file(dir.path()), &self.config).expect("the configuration is written");
         let log = fs::File::create(log_file(dir.path())).expect("the log is created");
-        let orchestrator = Command::new(orchestrator::binary())
+        let orchestrator = orchestrator::command()
             .arg("up")
             .args(["--workers", &self.workers.to_string()])
             .args(["--brokers", &self.brokers.to_string()])
@@ -103,7 +103,6 @@ impl ClusterBuilder {
             .arg(config_file(dir.path()))
             .args(&self.flags)
             .envs(self.environment)
-            .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor is duplicated"))
             .stderr(log)
             .spawn()
@@ -191,11 +190,10 @@ impl Cluster {
     /// # Panics
     /// When the binary cannot be run.
     pub async fn verb(&self, arguments: &[&str]) -> Output {
-        Command::new(orchestrator::binary())
+        orchestrator::command()
             .arg("--runtime-dir")
             .arg(self.runtime_dir())
             .args(arguments)
-            .stdin(Stdio::null())
             .output()
             .await
             .expect("the orchestrator runs")

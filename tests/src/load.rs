@@ -44,6 +44,9 @@ pub enum LoadError {
     /// The state of the cluster could not be read.
     #[error("no status of the cluster: {0}")]
     Status(String),
+    /// What is to be killed cannot be found without the cluster's state.
+    #[error("--kill needs --cluster-runtime-dir")]
+    KillBlindly,
     /// A process that was to be killed does not exist.
     #[error("no {0} runs")]
     NoSuchNode(String),

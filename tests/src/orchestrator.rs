@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
     time::SystemTime,
 };
@@ -38,6 +38,23 @@ pub fn binary() -> &'static Path {
         assert!(path.is_file(), "{} is not there", path.display());
         path
     })
+}
+
+/// A command of the orchestrator that does not see the settings of this test run
+/// or of whoever started it.
+///
+/// # Panics
+/// As [`binary`].
+#[must_use]
+pub fn command() -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MUSTER_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 /// The workspace's root.

@@ -7,6 +7,7 @@
 
 mod decode;
 mod encode;
+mod header;
 mod mask;
 
 pub use decode::{Close, Decoded, Decoder, FrameError, Message, Side};

@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { PATIENCE_MS } from '../adapter.mjs';
 
-const MEMBERS = 16;
+// Enough that the accept gate spreads them over at least two workers.
+const MEMBERS = 48;
 const RECONNECT = { autoReconnect: true, autoReconnectOptions: { initialDelay: 50, randomness: 200, multiplier: 1 } };
 
 // Longer than one round ever takes; a round that lost something is repeated.

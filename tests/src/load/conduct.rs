@@ -47,6 +47,9 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
         .cluster_runtime_dir
         .as_deref()
         .map(|dir| Cluster::new(&run.orchestrator, dir));
+    if run.kill.is_some() && cluster.is_none() {
+        return Err(LoadError::KillBlindly);
+    }
     let mut measured = Measured {
         empty: cluster_usage(cluster.as_ref())?,
         ..Measured::default()

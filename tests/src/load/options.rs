@@ -98,8 +98,9 @@ pub(super) struct RunOptions {
     /// connection was lost; without it, lost connections stay away.
     #[arg(long, global = true, value_parser = positive)]
     pub(super) reconnect: Option<f64>,
-    /// Kills a process in the middle of the measured time: `worker:1`, `broker:2`.
-    #[arg(long, global = true, requires = "cluster_runtime_dir")]
+    /// Kills a process in the middle of the measured time: `worker:1`, `broker:2`;
+    /// needs the runtime directory.
+    #[arg(long, global = true)]
     pub(super) kill: Option<String>,
     /// The cluster's runtime directory; with it, processor time and memory of the
     /// cluster's processes are measured.

@@ -34,6 +34,8 @@ impl Cluster {
         let output = Command::new(&self.orchestrator)
             .args(["status", "--json", "--runtime-dir"])
             .arg(&self.runtime_dir)
+            // Not a setting of the cluster, which knows no such name.
+            .env_remove("MUSTER_ORCHESTRATOR")
             .stdin(Stdio::null())
             .output()
             .map_err(LoadError::io("cannot run the orchestrator"))?;

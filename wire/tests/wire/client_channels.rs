@@ -140,6 +140,19 @@ fn unsubscribing_before_the_answer_ignores_it() {
 }
 
 #[test]
+fn a_late_refusal_does_not_end_a_newer_wish() {
+    let mut bench = Bench::open(SessionConfig::default());
+    subscribe(&mut bench, "a");
+    bench.session.unsubscribe("a");
+    subscribe(&mut bench, "a");
+    bench.did();
+    bench.receive(r#"{"rid":2,"error":"no"}"#);
+    assert_eq!(bench.did(), []);
+    bench.receive(r#"{"rid":3}"#);
+    assert_eq!(bench.did(), [event("subscribed a")]);
+}
+
+#[test]
 fn after_a_kick_out_the_channel_is_not_wanted_any_more() {
     let mut bench = subscribed("a");
     bench.receive(r##"{"event":"#kickOut","data":{"channel":"a","message":"bye"}}"##);

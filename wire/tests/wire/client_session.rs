@@ -581,3 +581,18 @@ fn a_server_that_closes_at_once_is_asked_ever_more_slowly() {
     assert!(waits[3] >= Duration::from_millis(1_600), "{waits:?}");
     assert_eq!(waits[10], max);
 }
+
+#[test]
+fn a_connection_that_lasted_starts_the_schedule_anew() {
+    let mut bench = Bench::new(SessionConfig::default());
+    for cid in 1..5 {
+        bench.session.handle_opened(bench.now);
+        bench.receive(&format!(r#"{{"rid":{cid},"data":{{"id":"s"}}}}"#));
+        bench.pass(Duration::from_secs(5));
+        bench.lose(4001);
+        bench.did();
+        assert_eq!(bench.waits_for(), Some(Duration::ZERO));
+        bench.pass(Duration::ZERO);
+        assert_eq!(bench.did(), [Did::Connect]);
+    }
+}

@@ -330,6 +330,47 @@ fn invalid_text_fails_at_the_invalid_byte() {
 }
 
 #[test]
+fn a_long_text_is_checked_as_it_arrives_without_starting_over() {
+    const BYTES: usize = 1 << 20;
+    let mut payload = "κόσμε😀".repeat(BYTES / 14).into_bytes();
+    *payload.last_mut().unwrap() = b'x';
+    let mut bytes = masked(0x81, &payload);
+    let mut decoder = Decoder::default();
+    // A piece of each length: with a check from the start each time this would
+    // take minutes.
+    let (mut end, mut piece) = (14, 1);
+    while end < bytes.len() {
+        let decoded = decoder
+            .decode(Side::Server, &mut bytes[..end], BYTES)
+            .unwrap();
+        assert!(matches!(decoded, Decoded::Incomplete { .. }), "{decoded:?}");
+        end += piece;
+        piece = piece % 700 + 1;
+    }
+    // Only the very last byte is wrong.
+    let refused = decoder.decode(Side::Server, &mut bytes, BYTES);
+    assert_eq!(refused, Err(FrameError::InvalidUtf8));
+}
+
+#[test]
+fn an_invalid_byte_deep_in_a_piece_is_found_before_the_frame_is_whole() {
+    for good in [0, 1, 509, 510, 511, 512, 513, 1023, 1024, 5000] {
+        let payload = [
+            "x".repeat(good).as_bytes(),
+            "é😀".as_bytes(),
+            &[0xFF],
+            &[b'y'; 600],
+        ]
+        .concat();
+        let mut bytes = masked(0x81, &payload);
+        let len = bytes.len() - 1;
+        let mut decoder = Decoder::default();
+        let result = decoder.decode(Side::Server, &mut bytes[..len], 10_000);
+        assert_eq!(result, Err(FrameError::InvalidUtf8), "{good}");
+    }
+}
+
+#[test]
 fn a_text_that_ends_inside_a_character_is_refused_only_once_it_ends() {
     let half = &"é".as_bytes()[..1];
     let begun = masked(0x01, half);

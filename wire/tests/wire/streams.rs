@@ -212,7 +212,7 @@ fn message() -> impl Strategy<Value = Vec<RawFrame>> {
 }
 
 fn close() -> impl Strategy<Value = RawFrame> {
-    let code = prop_oneof![Just(1000_u16), Just(4001), 0..5100_u16];
+    let code = prop_oneof![Just(1000_u16), Just(4001), 995..1020_u16, 0..5100_u16];
     let reason =
         prop_oneof![3 => "[a-zé]{0,60}".prop_map(String::into_bytes), 1 => vec(any::<u8>(), 0..5)];
     let payload = prop_oneof![

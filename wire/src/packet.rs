@@ -50,8 +50,8 @@ impl<'a> Incoming<'a> {
                 Ok(packet) => Self::Packets(Packets::One(Some(packet))),
                 Err(_) => Self::Noise,
             },
-            Some(b'[') => match serde_json::from_str::<Vec<&RawValue>>(text) {
-                Ok(elements) => Self::Packets(Packets::Batch(elements.into_iter())),
+            Some(b'[') => match serde_json::from_str::<&RawValue>(text) {
+                Ok(_) => Self::Packets(Packets::Batch(Batch { text, at: 0 })),
                 Err(_) => Self::Noise,
             },
             _ => Self::Noise,
@@ -59,15 +59,13 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// The packets of one message, in order. Elements that are no packet (`null`,
-/// numbers, nested arrays) come as [`Packet::default`], which means nothing and
-/// does not affect the others.
+/// The packets of one message, in order.
 #[derive(Debug)]
 pub enum Packets<'a> {
     /// A message that is one object.
     One(Option<Packet<'a>>),
     /// A message that is an array.
-    Batch(std::vec::IntoIter<&'a RawValue>),
+    Batch(Batch<'a>),
 }
 
 impl<'a> Iterator for Packets<'a> {
@@ -76,10 +74,50 @@ impl<'a> Iterator for Packets<'a> {
     fn next(&mut self) -> Option<Packet<'a>> {
         match self {
             Self::One(packet) => packet.take(),
-            Self::Batch(elements) => elements
-                .next()
-                .map(|raw| serde_json::from_str(raw.get()).unwrap_or_default()),
+            Self::Batch(batch) => batch.next(),
         }
+    }
+}
+
+/// The packets of an array, read one after another, so that a long one can be
+/// left and gone on with later.
+///
+/// Elements that are no packet (`null`, numbers, nested arrays) come as
+/// [`Packet::default`], which means nothing and does not affect the others.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// A valid JSON array.
+    text: &'a str,
+    /// Bytes of it that are done with.
+    at: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Goes on with an array of which `at` bytes are done with.
+    #[must_use]
+    pub fn resume(text: &'a str, at: usize) -> Self {
+        Self { text, at }
+    }
+
+    /// Where to [resume](Self::resume).
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.at
+    }
+}
+
+impl<'a> Iterator for Batch<'a> {
+    type Item = Packet<'a>;
+
+    fn next(&mut self) -> Option<Packet<'a>> {
+        let rest = self.text.get(self.at..)?.trim_ascii_start();
+        // The bracket that opens the array, or the comma after an element; after
+        // the one that closes it there is nothing to read.
+        let rest = rest.strip_prefix(['[', ','])?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        let raw = values.next()?.ok()?;
+        self.at = self.text.len() - rest.len() + values.byte_offset();
+        Some(serde_json::from_str(raw.get()).unwrap_or_default())
     }
 }
 
@@ -239,4 +277,55 @@ impl<'de> Deserialize<'de> for ChannelData<'de> {
 
 fn number(raw: &RawValue) -> Option<CallId> {
     CallId::from_json(raw.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cids(packets: impl Iterator<Item = Packet<'static>>) -> Vec<Option<String>> {
+        packets
+            .map(|packet| packet.cid.map(|cid| cid.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn an_array_can_be_left_after_any_element_and_gone_on_with() {
+        let text = " [ {\"cid\":1} ,null,[{\"cid\":9}],\r\n5,\"x,]\" ,{\"cid\":-2}\t]  ";
+        let Incoming::Packets(packets) = Incoming::parse(text) else {
+            panic!("not an array of packets");
+        };
+        let whole = cids(packets);
+        let expected = [Some("1"), None, None, None, None, Some("-2")];
+        assert_eq!(whole, expected.map(|cid| cid.map(str::to_owned)));
+        for split in 0..=whole.len() {
+            let mut first = Batch::resume(text, 0);
+            let mut seen = cids(first.by_ref().take(split));
+            seen.extend(cids(Batch::resume(text, first.position())));
+            assert_eq!(seen, whole, "left after {split}");
+        }
+    }
+
+    #[test]
+    fn an_array_that_is_not_whole_is_noise_and_an_empty_one_holds_nothing() {
+        for text in ["[", "[1,]", "[1 2]", "[{]", "[] x"] {
+            assert!(matches!(Incoming::parse(text), Incoming::Noise), "{text}");
+        }
+        for text in ["[]", " [ ] "] {
+            assert_eq!(cids(Batch::resume(text, 0)).len(), 0);
+        }
+        assert_eq!(
+            cids(Batch::resume("[1]", 99)).len(),
+            0,
+            "a position beyond the end"
+        );
+    }
+
+    #[test]
+    fn of_a_member_given_twice_the_last_counts() {
+        let Incoming::Packets(mut packets) = Incoming::parse("{\"cid\":1,\"cid\":2}") else {
+            panic!("not a packet");
+        };
+        assert_eq!(packets.next().unwrap().cid, CallId::from_json("2"));
+    }
 }

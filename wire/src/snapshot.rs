@@ -20,6 +20,8 @@ pub struct ConnectionSnapshot {
     pub decoder: Decoder,
     /// Bytes read from the socket and not consumed: an unfinished frame.
     pub unread: Vec<u8>,
+    /// An array of packets of which the given number of bytes is done with.
+    pub unfinished_batch: Option<(String, usize)>,
     /// Frames queued for the client, oldest first.
     pub unsent: Vec<Bytes>,
     /// Bytes of the first of them that are already written.

@@ -49,6 +49,8 @@ pub(crate) struct Connection {
     pub(crate) decoder: Decoder,
     /// Bytes read and not consumed; empty, and without memory, nearly always.
     pub(crate) unread: Vec<u8>,
+    /// An array of packets of which the given number of bytes is done with.
+    pub(crate) unfinished: Option<Box<(String, usize)>>,
     pub(crate) outbox: Outbox,
     /// Tells this connection from earlier ones at its place.
     pub(crate) serial: u32,
@@ -59,7 +61,7 @@ pub(crate) struct Connection {
     /// Since when nothing is read from this client, because what it publishes
     /// has no place.
     pub(crate) paused: Option<Millis>,
-    /// Whole messages wait in `unread` for the next turn.
+    /// Whole messages, or packets of one, wait for the next turn.
     pub(crate) has_backlog: bool,
 }
 
@@ -100,6 +102,7 @@ impl Connection {
             phase: Phase::Head { accepted },
             decoder: Decoder::default(),
             unread: Vec::new(),
+            unfinished: None,
             outbox: Outbox::default(),
             serial,
             is_dirty: false,
@@ -129,7 +132,7 @@ impl Connection {
 
     /// Whether what the client sent is to be handled now.
     pub(crate) fn is_consuming(&self) -> bool {
-        !self.is_closing() && self.paused.is_none()
+        !self.is_closing() && self.paused.is_none() && !self.has_backlog
     }
 
     pub(crate) fn deadline(&self, head_timeout: std::time::Duration) -> Millis {
@@ -186,6 +189,7 @@ impl Connection {
     /// Writes what is queued, and ends.
     pub(crate) fn finish(&mut self, deadline: Millis) -> Option<Session> {
         self.unread = Vec::new();
+        self.unfinished = None;
         self.decoder = Decoder::default();
         self.paused = None;
         self.has_backlog = false;

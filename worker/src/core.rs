@@ -14,7 +14,7 @@ use muster_wire::{
     ChannelName, ChannelNameError, Millis,
     answer::{self, CallError},
     close::CloseCode,
-    packet::Incoming,
+    packet::{Batch, Incoming, Packet, Packets},
     session::{Context, Effect, Host, Publish, Rules, Session},
     token::{TokenError, UnixSeconds, Verified},
 };
@@ -27,6 +27,9 @@ use crate::{
     router::{Call, LinkBroken, Publication, Router, ViewChange},
     stats::Stats,
 };
+
+/// Packets of one array handled in one turn (delivery.md F1).
+const PACKETS_MAX: usize = 64;
 
 /// The clients of a worker, as the core needs them.
 pub(crate) trait Clients {
@@ -54,6 +57,12 @@ pub(crate) enum Ingress {
     Continue,
     /// Read nothing more from this client until there is room.
     Pause(Pause),
+    /// The message is an array of which the bytes from `at` on are left for
+    /// another turn, or for when there is room.
+    Unfinished {
+        at: usize,
+        pause: Option<Pause>,
+    },
     Close(CloseCode),
 }
 
@@ -140,34 +149,71 @@ impl Core {
         out: &mut Vec<Bytes>,
         now: Now,
     ) -> Ingress {
-        let mut ingress = Ingress::Continue;
         match Incoming::parse(text) {
             Incoming::Pong(version) => {
                 let effect = self.with_session(out, now, |cx| session.handle_pong(version, cx));
-                ingress = self.apply(key, session, effect, out, now);
+                self.apply(key, session, effect, out, now)
             }
             Incoming::Noise => {
                 let effect = session.handle_noise();
-                ingress = self.apply(key, session, effect, out, now);
+                self.apply(key, session, effect, out, now)
             }
-            Incoming::Packets(packets) => {
-                for packet in packets {
-                    let effect =
-                        self.with_session(out, now, |cx| session.handle_packet(packet, cx));
-                    match self.apply(key, session, effect, out, now) {
-                        Ingress::Continue => {}
-                        // The rest of an array still counts: pausing only keeps
-                        // further messages from being read.
-                        pause @ Ingress::Pause(_) => ingress = pause,
-                        close @ Ingress::Close(_) => return close,
-                    }
+            Incoming::Packets(Packets::One(packet)) => packet.map_or(Ingress::Continue, |packet| {
+                self.handle_packet(key, session, packet, out, now)
+            }),
+            Incoming::Packets(Packets::Batch(_)) => {
+                self.go_on_with_batch(key, session, (text, 0), out, now)
+            }
+        }
+    }
+
+    /// A turn's share of an array of packets, of which a number of bytes is done
+    /// with (delivery.md F1).
+    pub(crate) fn go_on_with_batch(
+        &mut self,
+        key: ConnectionKey,
+        session: &mut Session,
+        (text, at): (&str, usize),
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) -> Ingress {
+        let mut batch = Batch::resume(text, at);
+        for _ in 0..PACKETS_MAX {
+            let Some(packet) = batch.next() else {
+                return Ingress::Continue;
+            };
+            match self.handle_packet(key, session, packet, out, now) {
+                Ingress::Continue => {}
+                Ingress::Pause(pause) => {
+                    return Ingress::Unfinished {
+                        at: batch.position(),
+                        pause: Some(pause),
+                    };
                 }
+                other @ (Ingress::Close(_) | Ingress::Unfinished { .. }) => return other,
             }
         }
-        if ingress == Ingress::Continue && session.is_congested(&self.rules) {
-            return Ingress::Pause(Pause::Answers);
+        Ingress::Unfinished {
+            at: batch.position(),
+            pause: None,
         }
-        ingress
+    }
+
+    fn handle_packet(
+        &mut self,
+        key: ConnectionKey,
+        session: &mut Session,
+        packet: Packet<'_>,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) -> Ingress {
+        let effect = self.with_session(out, now, |cx| session.handle_packet(packet, cx));
+        match self.apply(key, session, effect, out, now) {
+            Ingress::Continue if session.is_congested(&self.rules) => {
+                Ingress::Pause(Pause::Answers)
+            }
+            ingress => ingress,
+        }
     }
 
     /// Carries out what a session wants.

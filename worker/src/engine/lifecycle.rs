@@ -105,7 +105,9 @@ impl Engine {
         self.connections.mark_dirty(key);
         match ingress {
             Ingress::Close(code) => self.close(key, Some(code), ""),
-            Ingress::Continue | Ingress::Pause(_) => self.wheel.schedule(key, deadline),
+            Ingress::Continue | Ingress::Pause(_) | Ingress::Unfinished { .. } => {
+                self.wheel.schedule(key, deadline)
+            }
         }
     }
 }

@@ -22,6 +22,8 @@ const MESSAGES_MAX: usize = 64;
 enum Verdict {
     Continue,
     Pause(Pause),
+    /// The rest waits for the next turn.
+    Backlog,
     Close(Option<CloseCode>),
 }
 
@@ -123,6 +125,7 @@ impl Engine {
     /// Returns how many bytes of `input` are done with.
     fn consume(&mut self, key: ConnectionKey, input: &mut [u8]) -> usize {
         let mut consumed = 0;
+        self.go_on_with_batch(key);
         let Some(connection) = self.connections.get(key) else {
             return 0;
         };
@@ -188,24 +191,83 @@ impl Engine {
             if let Some(connection) = self.connections.get(key) {
                 connection.decoder = decoder;
             }
-            match verdict {
-                None => return consumed,
-                Some(Verdict::Continue) => {}
-                Some(Verdict::Pause(pause)) => self.pause(key, pause),
-                Some(Verdict::Close(code)) => {
-                    self.close(key, code, "");
-                    return input.len();
-                }
+            let Some(verdict) = verdict else {
+                return consumed;
+            };
+            if self.obey(key, verdict) {
+                return input.len();
             }
         }
-        if consumed < input.len()
-            && let Some(connection) = self.connections.get(key)
+        if consumed < input.len() {
+            self.put_off(key);
+        }
+        consumed
+    }
+
+    /// Returns true if the connection is closing.
+    fn obey(&mut self, key: ConnectionKey, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Continue => {}
+            Verdict::Pause(pause) => self.pause(key, pause),
+            Verdict::Backlog => self.put_off(key),
+            Verdict::Close(code) => {
+                self.close(key, code, "");
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Goes on with this connection in the next turn.
+    fn put_off(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get(key)
             && connection.is_consuming()
         {
             connection.has_backlog = true;
             self.backlog.push_back(key);
         }
-        consumed
+    }
+
+    /// A turn's share of an array of packets that was left.
+    fn go_on_with_batch(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let Some(unfinished) = connection.unfinished.take() else {
+            return;
+        };
+        let (text, at) = *unfinished;
+        let Some(session) = connection.session() else {
+            return;
+        };
+        let mut out = std::mem::take(&mut self.out);
+        let ingress = self
+            .core
+            .go_on_with_batch(key, session, (&text, at), &mut out, self.now);
+        self.send(key, &mut out);
+        self.out = out;
+        let verdict = self.verdict(key, ingress, || text);
+        self.obey(key, verdict);
+    }
+
+    /// `text` is the message, in case that its rest must be kept.
+    fn verdict(
+        &mut self,
+        key: ConnectionKey,
+        ingress: Ingress,
+        text: impl FnOnce() -> String,
+    ) -> Verdict {
+        match ingress {
+            Ingress::Continue => Verdict::Continue,
+            Ingress::Pause(pause) => Verdict::Pause(pause),
+            Ingress::Close(code) => Verdict::Close(Some(code)),
+            Ingress::Unfinished { at, pause } => {
+                if let Some(connection) = self.connections.get(key) {
+                    connection.unfinished = Some(Box::new((text(), at)));
+                }
+                pause.map_or(Verdict::Backlog, Verdict::Pause)
+            }
+        }
     }
 
     fn handle_message(&mut self, key: ConnectionKey, message: Message<'_>) -> Verdict {
@@ -247,11 +309,7 @@ impl Engine {
             .handle_text(key, session, text, &mut out, self.now);
         self.send(key, &mut out);
         self.out = out;
-        match ingress {
-            Ingress::Continue => Verdict::Continue,
-            Ingress::Pause(pause) => Verdict::Pause(pause),
-            Ingress::Close(code) => Verdict::Close(Some(code)),
-        }
+        self.verdict(key, ingress, || text.to_owned())
     }
 
     fn pause(&mut self, key: ConnectionKey, pause: Pause) {

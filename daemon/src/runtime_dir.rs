@@ -41,7 +41,7 @@ pub struct RuntimeLock {
 /// Why a runtime directory cannot be used. The messages say what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeDirError {
-    #[error("cannot create the runtime directory {}", path.display())]
+    #[error("cannot create the runtime directory {}: choose another one with --runtime-dir", path.display())]
     Create { path: PathBuf, source: io::Error },
     #[error("cannot use the runtime directory {}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -299,12 +299,6 @@ pub fn gate_file(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("gate")
 }
 
-/// Where one life of a broker of this host takes links.
-#[must_use]
-pub fn broker_socket(runtime_dir: &Path, slot: u32, incarnation: u64) -> PathBuf {
-    runtime_dir.join(format!("broker-{slot}-{incarnation}.sock"))
-}
-
 fn absolute(path: &Path) -> Result<PathBuf, RuntimeDirError> {
     std::path::absolute(path).map_err(|source| RuntimeDirError::Io {
         path: path.into(),
@@ -377,7 +371,7 @@ mod tests {
         for name in [
             orchestrator_socket(Path::new("")),
             // Incarnations start at microseconds since 1970, so this is the year 2286.
-            broker_socket(Path::new(""), 256, 9_999_999_999_999_999),
+            PathBuf::from("broker-256-9999999999999999.sock"),
         ] {
             assert!(name.as_os_str().len() <= SOCKET_NAME_BYTES_MAX, "{name:?}");
         }

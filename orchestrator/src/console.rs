@@ -44,7 +44,7 @@ pub(crate) struct Console {
 }
 
 /// True when stderr is a terminal that can redraw a table in place.
-pub(crate) fn is_terminal() -> bool {
+pub(crate) fn can_redraw() -> bool {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     io::stderr().is_terminal() && !dumb
 }

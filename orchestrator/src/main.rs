@@ -18,6 +18,7 @@ mod up;
 
 use std::{
     error::Error,
+    ffi::CString,
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -152,6 +153,7 @@ fn node<E: Error + Send + Sync + 'static>(
     args: NodeArgs,
     run: impl FnOnce(NodeArgs, Config) -> Result<(), E>,
 ) -> Result<(), Fatal> {
+    name_process(role, args.slot);
     let config = load(args.config.as_deref(), &[])?.config;
     let identity = Identity {
         role: role.verb(),
@@ -162,6 +164,14 @@ fn node<E: Error + Send + Sync + 'static>(
         role,
         source: Box::new(error),
     })
+}
+
+/// What `ps` and `top` show: the program is started through a link, whose name
+/// says nothing.
+fn name_process(role: Role, slot: u32) {
+    let name = CString::new(format!("{role}-{slot}")).expect("the name has no zero byte");
+    // Only for the eye.
+    let _ = rustix::thread::set_name(&name);
 }
 
 /// The verbs that ask a running cluster.
@@ -182,9 +192,9 @@ async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> 
         Verb::Down => {
             operator.down().await?;
             drop(operator);
-            return dir
-                .wait_until_free()
-                .map_err(|error| OperatorError::from(error).into());
+            dir.wait_until_free().map_err(OperatorError::from)?;
+            let path = dir.path().display();
+            return print(&format!("The cluster at {path} has ended.\n"));
         }
         Verb::Kick {
             connection,

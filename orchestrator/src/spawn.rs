@@ -29,6 +29,7 @@ use crate::{
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Settings are in the file that nodes are given; variables would win over it.
 const SETTINGS_PREFIX: &str = "MUSTER_";
+const FILTER_VARIABLE: &str = "RUST_LOG";
 /// What the test suites use reaches nodes.
 const TEST_PREFIX: &str = "MUSTER_TEST_";
 
@@ -145,7 +146,8 @@ impl Spawner {
 fn settings_variables() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
         let name = name.to_string_lossy();
-        name.starts_with(SETTINGS_PREFIX) && !name.starts_with(TEST_PREFIX)
+        let setting = name.starts_with(SETTINGS_PREFIX) || name == FILTER_VARIABLE;
+        setting && !name.starts_with(TEST_PREFIX)
     })
 }
 

@@ -106,7 +106,7 @@ pub(crate) fn up(
     args: &UpArgs,
 ) -> Result<(), UpError> {
     let mut config = loaded.config;
-    let terminal = console::is_terminal();
+    let terminal = io::stderr().is_terminal();
     config.log.format = telemetry::resolve(config.log.format, terminal);
     let console = Console::start().map_err(UpError::Console)?;
     let identity = Identity {
@@ -117,7 +117,7 @@ pub(crate) fn up(
     telemetry::init_with(&config.log.filter, config.log.format, identity, move || {
         writer.clone()
     })?;
-    let ended = run(config, runtime_dir, args, &console, terminal);
+    let ended = run(config, runtime_dir, args, &console);
     console.finish();
     ended
 }
@@ -127,7 +127,6 @@ fn run(
     runtime_dir: Option<PathBuf>,
     args: &UpArgs,
     console: &Console,
-    terminal: bool,
 ) -> Result<(), UpError> {
     let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
     let lock = dir.lock()?;
@@ -138,7 +137,7 @@ fn run(
         .build()
         .map_err(UpError::Run)?;
     let text = prepared.config.log.format == LogFormat::Text;
-    let table = (terminal && text).then(|| console.clone());
+    let table = (text && console::can_redraw()).then(|| console.clone());
     let ended = runtime.block_on(serve(prepared, &dir, args.size(cores), console, table));
     // The next `up` should find no socket of ours, whatever happened.
     let removed = dir.remove_sockets(&lock);

@@ -1,6 +1,6 @@
 //! Loading as a user meets it: files, variables, flags, and what is refused.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, time::Duration};
 
 use super::*;
 
@@ -194,6 +194,14 @@ fn variables_about_the_process_are_no_keys() {
         ("MUSTER_TEST_PATIENCE", "10s"),
     ];
     assert!(load_with(None, &environment, &[]).is_ok());
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_refused_by_name() {
+    let value = OsString::from_vec(vec![b'/', 0xff]);
+    let variable = (OsString::from("MUSTER_AUTH__KEY_FILE"), value);
+    let error = load(None, std::iter::once(variable), &[]).unwrap_err();
+    assert!(error.to_string().contains("MUSTER_AUTH__KEY_FILE"));
 }
 
 #[test]

@@ -122,8 +122,8 @@ fn measure(
     }
     sleep_until(window.to);
     let after = usage(&pids);
-    measured.held = Some(after);
-    // A killed process takes its counter with it.
+    // A killed process takes its counter with it, and another one its memory.
+    measured.held = Some(usage(&cluster.status()?.pids()));
     measured.processor_us = run
         .kill
         .is_none()

@@ -279,7 +279,7 @@ impl<'a> Driver<'a> {
     fn on_ready(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.was_ready {
-            client.tally.return_from_away();
+            client.tally.come_back(now());
             self.accounts.reconnected += 1;
             self.accounts.last_reconnect = Some(now());
         } else {
@@ -295,6 +295,9 @@ impl<'a> Driver<'a> {
         client.drop_socket();
         *self.accounts.closed.entry(code).or_default() += 1;
         let may_return = client.was_ready;
+        if may_return {
+            client.tally.leave(now());
+        }
         if !client.was_ready {
             self.connecting -= 1;
             self.connected.failed += 1;
@@ -345,7 +348,7 @@ impl<'a> Driver<'a> {
             publisher.skip();
             return;
         }
-        let (sequence, cid) = publisher.send();
+        let (sequence, cid) = publisher.send(at);
         let stamp = Stamp {
             channel: client.channel,
             publisher: publisher.schedule.publisher,
@@ -392,8 +395,8 @@ impl<'a> Driver<'a> {
             }
             Stage::Settling { sent, until } => {
                 let complete = |client: &Client| {
-                    !client.is_ready()
-                        || !client.subscribes
+                    !client.subscribes
+                        || !client.was_ready
                         || client.tally.is_complete(&sent[client.channel as usize])
                 };
                 if now() < *until && !self.clients.iter().all(complete) {

@@ -51,6 +51,25 @@ pub(super) struct Sent {
     pub(super) count: u32,
     /// Sequence numbers that were answered with an error or not at all, rising.
     pub(super) not_acked: Vec<u32>,
+    pub(super) interval: Micros,
+    /// First sequence number and its intended time of every stretch in which the
+    /// publisher left nothing out.
+    pub(super) stretches: Vec<(u32, Micros)>,
+}
+
+impl Sent {
+    pub(super) fn is_acked(&self, sequence: u32) -> bool {
+        self.not_acked.binary_search(&sequence).is_err()
+    }
+
+    /// When a publication was meant to be sent.
+    pub(super) fn intended(&self, sequence: u32) -> Option<Micros> {
+        let after = self
+            .stretches
+            .partition_point(|(first, _)| *first <= sequence);
+        let (first, at) = self.stretches.get(after.checked_sub(1)?)?;
+        Some(at + u64::from(sequence - first) * self.interval)
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

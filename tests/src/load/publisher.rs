@@ -18,6 +18,9 @@ pub(super) struct Publisher {
     acked: u64,
     /// Due while there was no connection.
     skipped: u64,
+    stretches: Vec<(u32, Micros)>,
+    /// The next publication begins a stretch.
+    begins_stretch: bool,
 }
 
 impl Publisher {
@@ -29,6 +32,8 @@ impl Publisher {
             failed: vec![],
             acked: 0,
             skipped: 0,
+            stretches: vec![],
+            begins_stretch: true,
         }
     }
 
@@ -37,15 +42,19 @@ impl Publisher {
         due + self.schedule.interval
     }
 
-    /// The next publication's sequence number and `cid`.
-    pub(super) fn send(&mut self) -> (u32, u64) {
+    /// Sequence number and `cid` of the publication that was due at `due`.
+    pub(super) fn send(&mut self, due: Micros) -> (u32, u64) {
         self.sent += 1;
+        if std::mem::take(&mut self.begins_stretch) {
+            self.stretches.push((self.sent, due));
+        }
         self.pending.insert(self.sent);
         (self.sent, FIRST_CID + u64::from(self.sent))
     }
 
     pub(super) fn skip(&mut self) {
         self.skipped += 1;
+        self.begins_stretch = true;
     }
 
     /// Takes an answer; false, if it answers none of the publications.
@@ -91,6 +100,8 @@ impl Publisher {
         Sent {
             count: self.sent,
             not_acked,
+            interval: self.schedule.interval,
+            stretches: self.stretches.clone(),
         }
     }
 }
@@ -110,16 +121,11 @@ mod tests {
     #[test]
     fn errors_and_silence_are_not_acknowledgements() {
         let mut publisher = publisher();
-        let cids: Vec<_> = (0..3).map(|_| publisher.send().1).collect();
+        let cids: Vec<_> = (0..3).map(|_| publisher.send(0).1).collect();
         assert!(publisher.answer(cids[0], false));
         assert!(publisher.answer(cids[1], true));
-        assert_eq!(
-            publisher.account(),
-            Sent {
-                count: 3,
-                not_acked: vec![2, 3]
-            }
-        );
+        let account = publisher.account();
+        assert_eq!((account.count, account.not_acked), (3, vec![2, 3]));
         assert_eq!(
             (
                 publisher.acked(),
@@ -133,10 +139,24 @@ mod tests {
     #[test]
     fn an_answer_counts_once() {
         let mut publisher = publisher();
-        let (_, cid) = publisher.send();
+        let (_, cid) = publisher.send(0);
         assert!(publisher.answer(cid, false));
         assert!(!publisher.answer(cid, false));
         assert!(!publisher.answer(1, false));
         assert_eq!(publisher.acked(), 1);
+    }
+
+    #[test]
+    fn the_time_of_every_publication_is_known_also_after_a_pause() {
+        let mut publisher = publisher();
+        publisher.send(500);
+        publisher.send(1500);
+        publisher.skip();
+        publisher.skip();
+        publisher.send(4500);
+        publisher.send(5500);
+        let account = publisher.account();
+        let times: Vec<_> = (0..5).map(|sequence| account.intended(sequence)).collect();
+        assert_eq!(times, [None, Some(500), Some(1500), Some(4500), Some(5500)]);
     }
 }

@@ -1,6 +1,14 @@
 //! One subscriber's account of what arrived: holes, repeats, order.
 
-use super::{messages::Sent, stamp::Stamp};
+use super::{
+    clock::{Micros, SECOND},
+    messages::Sent,
+    stamp::Stamp,
+};
+
+/// How long before the end of a connection a publication may have been on its
+/// way and still count as missed because of that end.
+const UNDER_WAY: Micros = SECOND;
 
 /// What one subscriber got from all publishers of its channel.
 #[derive(Debug, Default)]
@@ -9,6 +17,9 @@ pub(super) struct Tally {
     /// Changes with the order in which everything arrived.
     order: u64,
     counts: Counts,
+    /// When the subscriber had no subscription: from its connection's end until
+    /// the acknowledgement of the next one.
+    absences: Vec<(Micros, Option<Micros>)>,
 }
 
 /// What one subscriber got from one publisher.
@@ -17,10 +28,6 @@ struct Received {
     /// The sequence number that should come next.
     next: u32,
     missing: Vec<u32>,
-    /// Numbers that passed while the subscriber had no connection.
-    away: Vec<u32>,
-    /// The subscriber just came back: what is missing now, it was away for.
-    returned: bool,
 }
 
 /// What can be wrong with what arrived.
@@ -47,8 +54,6 @@ impl Tally {
         let received = Received {
             next: 1,
             missing: vec![],
-            away: vec![],
-            returned: false,
         };
         Self {
             publishers: vec![received; publishers as usize],
@@ -65,20 +70,10 @@ impl Tally {
         };
         let sequence = stamp.sequence;
         if sequence >= from.next {
-            let skipped = from.next..sequence;
-            if from.returned {
-                from.away.extend(skipped)
-            } else {
-                from.missing.extend(skipped)
-            }
-            from.returned = false;
+            from.missing.extend(from.next..sequence);
             from.next = sequence + 1;
         } else if let Some(at) = from.missing.iter().position(|missing| *missing == sequence) {
             from.missing.swap_remove(at);
-            self.counts.out_of_order += 1;
-        } else if let Some(at) = from.away.iter().position(|away| *away == sequence) {
-            // It came back earlier than the next publication told.
-            from.away.swap_remove(at);
             self.counts.out_of_order += 1;
         } else {
             self.counts.repeated += 1;
@@ -93,40 +88,53 @@ impl Tally {
         self.counts.foreign += 1;
     }
 
-    /// The subscriber's connection stands again.
-    pub(super) fn return_from_away(&mut self) {
-        for from in &mut self.publishers {
-            from.returned = true;
+    /// The subscriber's connection has ended, or an attempt to get another.
+    pub(super) fn leave(&mut self, at: Micros) {
+        if self
+            .absences
+            .last()
+            .is_none_or(|(_, until)| until.is_some())
+        {
+            self.absences.push((at, None));
         }
+    }
+
+    /// The subscriber is subscribed again.
+    pub(super) fn come_back(&mut self, at: Micros) {
+        if let Some((_, until)) = self.absences.last_mut() {
+            *until = Some(at);
+        }
+    }
+
+    fn was_absent(&self, at: Micros) -> bool {
+        self.absences
+            .iter()
+            .any(|(from, until)| at + UNDER_WAY >= *from && until.is_none_or(|until| at <= until))
     }
 
     pub(super) fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Whether everything of `sent` that was acknowledged is there.
+    /// Whether nothing of `sent` is still to come.
     pub(super) fn is_complete(&self, sent: &[Sent]) -> bool {
-        self.losses(sent, true) == Losses::default()
+        self.losses(sent).lost == 0
     }
 
-    /// Compares with what was sent. `connected`: whether the subscriber still is;
-    /// otherwise what came after its end, it was away for.
-    pub(super) fn losses(&self, sent: &[Sent], connected: bool) -> Losses {
+    /// Compares with what was sent, publisher by publisher.
+    pub(super) fn losses(&self, sent: &[Sent]) -> Losses {
         let mut losses = Losses::default();
         for (from, sent) in self.publishers.iter().zip(sent) {
-            let acked = |sequence: &u32| sent.not_acked.binary_search(sequence).is_err();
-            let tail = from.next..=sent.count;
-            let tail_acked = tail.filter(acked).count() as u64;
-            losses.lost += from
-                .missing
-                .iter()
-                .filter(|sequence| acked(sequence))
-                .count() as u64;
-            losses.away += from.away.iter().filter(|sequence| acked(sequence)).count() as u64;
-            if connected && !from.returned {
-                losses.lost += tail_acked;
-            } else {
-                losses.away += tail_acked;
+            let missing = from.missing.iter().copied().chain(from.next..=sent.count);
+            for sequence in missing.filter(|sequence| sent.is_acked(*sequence)) {
+                let was_absent = sent
+                    .intended(sequence)
+                    .is_some_and(|at| self.was_absent(at));
+                *if was_absent {
+                    &mut losses.away
+                } else {
+                    &mut losses.lost
+                } += 1;
             }
         }
         losses
@@ -135,11 +143,9 @@ impl Tally {
     /// The order in which everything arrived, if it arrived without a hole: equal
     /// for all subscribers of a channel that have one.
     pub(super) fn order(&self) -> Option<u64> {
-        let whole = self
-            .publishers
-            .iter()
-            .all(|from| from.missing.is_empty() && from.away.is_empty());
-        (whole && self.counts.repeated == 0 && self.counts.received > 0).then_some(self.order)
+        let whole = self.publishers.iter().all(|from| from.missing.is_empty());
+        (whole && self.absences.is_empty() && self.counts.repeated == 0 && self.counts.received > 0)
+            .then_some(self.order)
     }
 }
 
@@ -164,10 +170,14 @@ mod tests {
         tally
     }
 
+    /// One publication in each second, the first at 1 s.
     fn sent(count: u32, not_acked: &[u32]) -> Sent {
+        let (not_acked, stretches) = (not_acked.to_vec(), vec![(1, SECOND)]);
         Sent {
             count,
-            not_acked: not_acked.to_vec(),
+            not_acked,
+            interval: SECOND,
+            stretches,
         }
     }
 
@@ -183,17 +193,14 @@ mod tests {
                 foreign: 0
             }
         );
-        assert_eq!(
-            tally.losses(&[sent(4, &[])], true),
-            Losses { lost: 1, away: 0 }
-        );
+        assert_eq!(tally.losses(&[sent(4, &[])]), Losses { lost: 1, away: 0 });
     }
 
     #[test]
     fn what_never_arrived_at_the_end_is_lost_too() {
         let tally = tally(2, &[(0, 1), (0, 2)]);
         let sent = [sent(3, &[]), sent(2, &[])];
-        assert_eq!(tally.losses(&sent, true).lost, 3);
+        assert_eq!(tally.losses(&sent).lost, 3);
         assert!(!tally.is_complete(&sent));
     }
 
@@ -205,14 +212,17 @@ mod tests {
 
     #[test]
     fn what_passed_while_a_subscriber_was_away_is_counted_apart() {
-        let mut tally = tally(1, &[(0, 1)]);
-        tally.return_from_away();
-        tally.receive(stamp(0, 4));
-        tally.receive(stamp(0, 6));
-        assert_eq!(
-            tally.losses(&[sent(6, &[])], true),
-            Losses { lost: 1, away: 2 }
-        );
+        let mut tally = tally(1, &[(0, 1), (0, 2)]);
+        tally.leave(4 * SECOND);
+        tally.come_back(6 * SECOND);
+        tally.receive(stamp(0, 8));
+        // 3 was under way when the connection ended, 7 came after the return.
+        assert_eq!(tally.losses(&[sent(9, &[])]), Losses { lost: 2, away: 4 });
+        // Having heard nothing since the return is no excuse.
+        let mut deaf = Tally::new(1);
+        deaf.leave(2 * SECOND);
+        deaf.come_back(3 * SECOND);
+        assert_eq!(deaf.losses(&[sent(5, &[])]), Losses { lost: 2, away: 3 });
     }
 
     #[test]

@@ -119,7 +119,7 @@ fn add_subscriber(outcome: &mut Outcome, client: &Client, sent: &[Sent]) {
     outcome.repeated += counts.repeated;
     outcome.out_of_order += counts.out_of_order;
     outcome.foreign += counts.foreign;
-    let losses = client.tally.losses(sent, client.is_ready());
+    let losses = client.tally.losses(sent);
     outcome.lost += losses.lost;
     outcome.missed_away += losses.away;
     if let Some(order) = client.tally.order() {

@@ -17,6 +17,8 @@ mod node;
 mod room;
 mod service;
 mod shard;
+#[doc(hidden)]
+pub mod simulation;
 mod table;
 mod turn;
 

@@ -17,7 +17,7 @@ use muster_proto::{
     BATCH_BYTES_MAX, ShardId,
     link::{
         Ack, BrokerBatch, BrokerFrame, NotOwner, Position, Refusal, RefusalReason, Relay,
-        Subscribed, broker_frame::Frame,
+        Subscribe, Subscribed, broker_frame::Frame,
     },
 };
 use muster_wire::Millis;
@@ -198,23 +198,26 @@ impl Link {
         channel: &Bytes,
         position: Position,
         recovered: bool,
+        request: u64,
     ) {
         let frame = Frame::Subscribed(Subscribed {
             channel: channel.clone(),
             position: Some(position),
             recovered,
+            request,
         });
         self.push_answer_frame(turn, channel.len(), frame);
     }
 
     /// Says that the channel is not subscribed to here; `reason` is unspecified
     /// when its shard is not open.
-    pub(crate) fn not_owner(&self, turn: &mut Turn, channel: &[u8], reason: RefusalReason) {
+    pub(crate) fn not_owner(&self, turn: &mut Turn, subscribe: &Subscribe, reason: RefusalReason) {
         let frame = Frame::NotOwner(NotOwner {
-            channel: Bytes::copy_from_slice(channel),
+            channel: Bytes::copy_from_slice(&subscribe.channel),
             reason: reason.into(),
+            request: subscribe.request,
         });
-        self.push_answer_frame(turn, channel.len(), frame);
+        self.push_answer_frame(turn, subscribe.channel.len(), frame);
     }
 
     /// Takes over the answers to publications.

@@ -108,8 +108,12 @@ impl Shard {
         link: &Arc<Link>,
         subscribe: &Subscribe,
     ) {
+        if subscribe.shard_epoch != self.epoch {
+            link.not_owner(turn, subscribe, RefusalReason::Unspecified);
+            return;
+        }
         let Some(key) = self.channel(turn.now, rng, &subscribe.channel) else {
-            link.not_owner(turn, &subscribe.channel, RefusalReason::ChannelsFull);
+            link.not_owner(turn, subscribe, RefusalReason::ChannelsFull);
             return;
         };
         self.log.touch(turn.now, key);
@@ -124,7 +128,7 @@ impl Shard {
         };
         let behind = position.offset < head.offset;
         let channel = self.log.name(key);
-        link.subscribed(turn, channel, position, recovered);
+        link.subscribed(turn, channel, position, recovered, subscribe.request);
         if behind {
             link.fall_behind(turn, self.id, channel);
         }
@@ -167,7 +171,7 @@ impl Shard {
             self.log.tail_start(key),
         );
         if subscriber.sent < start.offset {
-            link.subscribed(turn, name, start, false);
+            link.subscribed(turn, name, start, false, 0);
             subscriber.sent = start.offset;
         }
         let missing = self.log.after(key, subscriber.sent);

@@ -120,7 +120,7 @@ impl Table {
         let id = shard_of(&subscribe.channel);
         let found = self.with(id, |shard| shard.subscribe(turn, rng, link, subscribe));
         if let Err(NotOpen(_)) = found {
-            link.not_owner(turn, &subscribe.channel, RefusalReason::Unspecified);
+            link.not_owner(turn, subscribe, RefusalReason::Unspecified);
         }
     }
 

@@ -185,6 +185,8 @@ async fn first_answer(address: &str) -> broker_frame::Frame {
     let subscribe = worker_frame::Frame::Subscribe(Subscribe {
         channel: Bytes::from_static(b"a"),
         after: None,
+        shard_epoch: 1,
+        request: 1,
     });
     let frames = [hello, subscribe]
         .map(|frame| WorkerFrame { frame: Some(frame) })

@@ -59,22 +59,25 @@ pub(crate) enum Verb {
     /// Take a client's subscription away.
     Kick {
         /// The client's session id.
+        #[arg(allow_hyphen_values = true)]
         connection: String,
         /// The channel; without it, all of the client's channels.
+        #[arg(allow_hyphen_values = true)]
         channel: Option<String>,
         /// What the client is told.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", allow_hyphen_values = true)]
         message: String,
     },
     /// Close a client's connection.
     Disconnect {
         /// The client's session id.
+        #[arg(allow_hyphen_values = true)]
         connection: String,
         /// The close code; after 1000, and from 4500 up, a stock client stays away.
         #[arg(long, default_value_t = 1000, value_parser = close_code)]
         code: u16,
         /// The close reason, at most 123 bytes.
-        #[arg(long, default_value = "", value_parser = close_reason)]
+        #[arg(long, default_value = "", allow_hyphen_values = true, value_parser = close_reason)]
         reason: String,
     },
     /// Set or remove a client's authentication token.
@@ -93,6 +96,7 @@ pub(crate) enum TokenVerb {
     /// Sign a token with these claims and give it to the client.
     Set {
         /// The client's session id.
+        #[arg(allow_hyphen_values = true)]
         connection: String,
         /// A JSON object.
         #[arg(value_name = "CLAIMS_JSON", value_parser = claims)]
@@ -101,6 +105,7 @@ pub(crate) enum TokenVerb {
     /// Remove the client's token.
     Remove {
         /// The client's session id.
+        #[arg(allow_hyphen_values = true)]
         connection: String,
     },
 }
@@ -294,6 +299,11 @@ mod tests {
             "orchestrator disconnect id --code 4500 --reason bye",
             "orchestrator token set id {\"a\":1}",
             "orchestrator token remove id",
+            "orchestrator kick -8dxfuyDlYYcx5oaGkYS",
+            "orchestrator kick -8dxfuyDlYYcx5oaGkYS -news --message -bye",
+            "orchestrator disconnect --code 4500 --8dxfuyDlYYcx5oaGkY",
+            "orchestrator token set -_ {}",
+            "orchestrator token remove -8",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -91,6 +91,8 @@ async fn upgrades_that_are_not_for_clients_are_refused_with_the_fitting_status()
     for (line, headers, expected) in [
         ("GET /", UPGRADE, 400),
         ("GET /other/", UPGRADE, 400),
+        // What the Autobahn test asks for with a setting of its own.
+        ("GET /echo", UPGRADE, 400),
         ("GET /socketcluster/more", UPGRADE, 400),
         ("POST /socketcluster/", UPGRADE, 405),
         (path, "", 400),

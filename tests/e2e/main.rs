@@ -6,6 +6,7 @@ mod command_line;
 mod failures;
 mod heartbeat;
 mod http;
+mod limits;
 mod operators;
 mod packets;
 mod publishing;

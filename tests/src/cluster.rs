@@ -267,6 +267,18 @@ impl Cluster {
         .await;
     }
 
+    /// Sends a signal to a node.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub async fn signal_node(&self, role: &str, slot: u32, signal: Signal) {
+        let status = self.status().await.expect("the cluster runs");
+        processes::signal(
+            status.node(role, slot).expect("the node exists").pid,
+            signal,
+        );
+    }
+
     /// Open connections of each worker, by slot, as last reported.
     ///
     /// # Panics

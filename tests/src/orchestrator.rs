@@ -47,7 +47,21 @@ pub fn binary() -> &'static Path {
 /// As [`binary`].
 #[must_use]
 pub fn command() -> tokio::process::Command {
-    let mut command = tokio::process::Command::new(binary());
+    isolated(tokio::process::Command::new(binary()))
+}
+
+/// The same inside a shell script, which finds the binary as `$0`.
+///
+/// # Panics
+/// As [`binary`].
+#[must_use]
+pub fn command_in_shell(script: &str) -> tokio::process::Command {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", script]).arg(binary());
+    isolated(shell)
+}
+
+fn isolated(mut command: tokio::process::Command) -> tokio::process::Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("MUSTER_") {
             command.env_remove(name);

@@ -41,6 +41,8 @@ pub struct Stats {
     pub connections: u64,
     /// Links that stand.
     pub links: u32,
+    /// Clients closed because they read too slowly (a worker's).
+    pub slow_clients_closed: u64,
 }
 
 impl Status {

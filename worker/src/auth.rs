@@ -80,7 +80,7 @@ impl Auth {
         })
     }
 
-    fn with_secret(secret: &[u8], token_expiry: Duration) -> Self {
+    pub(crate) fn with_secret(secret: &[u8], token_expiry: Duration) -> Self {
         Self {
             verify: DecodingKey::from_secret(secret),
             validation: validation(&HMAC),

@@ -13,6 +13,8 @@ mod outbox;
 mod poller;
 mod router;
 mod serve;
+#[doc(hidden)]
+pub mod simulation;
 mod stats;
 mod upgrade;
 mod wheel;

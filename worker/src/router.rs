@@ -6,6 +6,7 @@
 //! (delivery.md A).
 
 mod shard_queue;
+mod simulation;
 #[cfg(test)]
 mod tests;
 

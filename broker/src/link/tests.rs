@@ -156,9 +156,12 @@ fn who_does_not_take_its_answers_is_not_read_until_it_does() {
     let count = Arc::new(Count::default());
     let waker = Waker::from(Arc::clone(&count));
     assert_eq!(link.gate(&waker), Gate::Open);
-    let channel = vec![b'x'; 512];
+    let subscribe = Subscribe {
+        channel: vec![b'x'; 512].into(),
+        ..Subscribe::default()
+    };
     while link.gate(&waker) == Gate::Open {
-        link.not_owner(&mut turn(), &channel, RefusalReason::Unspecified);
+        link.not_owner(&mut turn(), &subscribe, RefusalReason::Unspecified);
     }
     assert_eq!(link.gate(&waker), Gate::Paused);
     while count.0.load(Ordering::Relaxed) == 0 {
@@ -179,7 +182,11 @@ fn a_link_is_stuck_after_ten_seconds_with_something_to_get_and_no_progress() {
     link.add_credit(&mut Turn::new(at(110)), 1);
     assert!(!link.is_stuck(at(119)));
     assert!(link.is_stuck(at(120)));
-    link.not_owner(&mut Turn::new(at(120)), b"", RefusalReason::Unspecified);
+    link.not_owner(
+        &mut Turn::new(at(120)),
+        &Subscribe::default(),
+        RefusalReason::Unspecified,
+    );
     assert!(link.is_stuck(at(120)), "more to get is no progress");
     while link.next_step(at(125), Waker::noop()) != Step::Wait {}
     assert!(!link.is_stuck(at(1000)), "it has got all");
@@ -232,7 +239,7 @@ proptest! {
             let channel = Bytes::from(vec![b'x'; name]);
             let data = Some(Bytes::from(vec![b'1'; data]));
             let position = Position { generation: u64::MAX, offset: u64::MAX };
-            link.subscribed(&mut turn(), &channel, position, true);
+            link.subscribed(&mut turn(), &channel, position, true, u64::MAX);
             let offer = link.relay(&mut turn(), ShardId::new(0), &channel, u64::MAX, &data);
             prop_assert_eq!(offer, Offer::Accepted);
         }

@@ -170,10 +170,18 @@ fn hello(link: u64, credit_bytes: u64, version: u32) -> Frame {
     })
 }
 
+const REQUEST: u64 = 7;
+
 fn subscribe(channel: &'static str, after: Option<Position>) -> Frame {
+    subscribe_at(channel, after, 1)
+}
+
+fn subscribe_at(channel: &'static str, after: Option<Position>, shard_epoch: u64) -> Frame {
     Frame::Subscribe(Subscribe {
         channel: Bytes::from_static(channel.as_bytes()),
         after,
+        shard_epoch,
+        request: REQUEST,
     })
 }
 

@@ -16,6 +16,7 @@ use crate::link::{LinkEnd, Step};
 mod history;
 
 const EPOCH: u64 = 5;
+const REQUEST: u64 = 9;
 const PLENTY: u64 = 1 << 40;
 
 /// One shard and a clock.
@@ -66,6 +67,8 @@ impl Bench {
         let subscribe = Subscribe {
             channel: Bytes::copy_from_slice(channel.as_bytes()),
             after,
+            shard_epoch: EPOCH,
+            request: REQUEST,
         };
         self.turn(|shard, turn, rng| shard.subscribe(turn, rng, link, &subscribe));
     }
@@ -320,6 +323,7 @@ fn a_subscription_to_a_channel_too_many_is_told_why() {
     let refused = Frame::NotOwner(NotOwner {
         channel: Bytes::from_static(b"b"),
         reason: RefusalReason::ChannelsFull.into(),
+        request: REQUEST,
     });
     assert_eq!(bench.pull_all(&link), [refused]);
 }

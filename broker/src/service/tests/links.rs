@@ -103,7 +103,7 @@ async fn a_frame_that_breaks_the_protocol_ends_its_link_and_no_other() {
     let mut other = broker.link(99, CREDIT).await;
     let long = Frame::Subscribe(Subscribe {
         channel: vec![b'x'; 513].into(),
-        after: None,
+        ..Subscribe::default()
     });
     let not_utf8 = Frame::Unsubscribe(Unsubscribe {
         channel: Bytes::from_static(b"\xff"),

@@ -27,6 +27,7 @@ async fn a_publication_is_acked_and_relayed_in_order_to_every_subscriber() {
             offset: 0,
         }),
         recovered: true,
+        request: REQUEST,
     });
     assert_eq!(first.next().await, ack);
     assert_eq!(first.next().await, subscribed);
@@ -246,6 +247,7 @@ async fn a_shard_that_the_view_takes_away_refuses_and_forgets_its_subscriptions(
     let not_owner = Out::NotOwner(NotOwner {
         channel: Bytes::from_static(b"a"),
         reason: RefusalReason::Unspecified.into(),
+        request: REQUEST,
     });
     assert_eq!(link.next().await, not_owner);
 
@@ -262,7 +264,10 @@ async fn a_shard_that_the_view_takes_away_refuses_and_forgets_its_subscriptions(
         generation: before,
         offset: 0,
     };
-    link.send([subscribe("a", Some(after))]).await;
+    // A request from before is too late for it.
+    link.send([subscribe("a", None)]).await;
+    assert_eq!(link.next().await, not_owner);
+    link.send([subscribe_at("a", Some(after), 3)]).await;
     let Out::Subscribed(subscribed) = link.next().await else {
         panic!("not subscribed");
     };
@@ -280,6 +285,8 @@ async fn the_largest_legal_publication_passes() {
     let subscribe = Frame::Subscribe(Subscribe {
         channel: channel.clone(),
         after: None,
+        shard_epoch: 1,
+        request: REQUEST,
     });
     let publish = Publish {
         channel,

@@ -1,0 +1,272 @@
+//! Scenarios as data: how large the cluster is, how tight its limits are, and
+//! how often what happens.
+
+use std::{ops::Range, time::Duration};
+
+use muster_broker::simulation::BrokenRules;
+
+/// One kind of run; a seed makes it one run.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) workers: usize,
+    /// Slots for brokers: 1, 2, 3 …
+    pub(crate) brokers: u32,
+    pub(crate) clients: usize,
+    pub(crate) channels: usize,
+    /// Events until everything is to work again.
+    pub(crate) steps: usize,
+    /// Longest time between two events, in milliseconds.
+    pub(crate) step_ms: u64,
+    /// What a broker has appended outlives it.
+    pub(crate) durable: bool,
+    pub(crate) window_bytes: usize,
+    pub(crate) credit_bytes: u64,
+    /// Batches on their way on one link, in each direction.
+    pub(crate) path_batches: usize,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) tail_bytes_max: usize,
+    pub(crate) tail_age: Duration,
+    /// Bytes of one publication's data.
+    pub(crate) data_bytes: Range<usize>,
+    /// Publications are missed because the tail is short or logs are lost; then
+    /// they must be counted.
+    pub(crate) may_have_holes: bool,
+    pub(crate) weights: Weights,
+    pub(crate) broken: Broken,
+}
+
+/// How often what happens, relative to each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Weights {
+    /// A client connects or says something.
+    pub(crate) client: u32,
+    /// A message of a client reaches its worker.
+    pub(crate) uplink: u32,
+    /// A client goes away.
+    pub(crate) leave: u32,
+    pub(crate) worker_sends: u32,
+    pub(crate) broker_receives: u32,
+    pub(crate) broker_sends: u32,
+    pub(crate) worker_receives: u32,
+    pub(crate) credit: u32,
+    /// A worker calls a broker.
+    pub(crate) connect: u32,
+    /// A link breaks.
+    pub(crate) cut: u32,
+    /// One end of a broken link notices.
+    pub(crate) notice: u32,
+    /// A node gets a view, now and then an old one, or one twice.
+    pub(crate) hear_view: u32,
+    /// Other brokers are in the view.
+    pub(crate) change_view: u32,
+    pub(crate) kill: u32,
+    pub(crate) restart: u32,
+}
+
+/// Rules that are broken on purpose.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Broken {
+    pub(crate) broker: BrokenRules,
+    /// Workers forget how far they were in a channel.
+    pub(crate) positions: bool,
+}
+
+const NO_FAULTS: Weights = Weights {
+    client: 30,
+    uplink: 30,
+    leave: 0,
+    worker_sends: 25,
+    broker_receives: 25,
+    broker_sends: 25,
+    worker_receives: 25,
+    credit: 10,
+    connect: 10,
+    cut: 0,
+    notice: 8,
+    hear_view: 8,
+    change_view: 0,
+    kill: 0,
+    restart: 0,
+};
+
+const CALM: Scenario = Scenario {
+    name: "calm",
+    workers: 2,
+    brokers: 2,
+    clients: 5,
+    channels: 4,
+    steps: 500,
+    step_ms: 5,
+    durable: true,
+    window_bytes: 1 << 20,
+    credit_bytes: 1 << 20,
+    path_batches: 8,
+    publish_timeout: Duration::from_secs(5),
+    tail_bytes_max: 1 << 20,
+    tail_age: Duration::from_secs(600),
+    data_bytes: 10..60,
+    may_have_holes: false,
+    weights: NO_FAULTS,
+    broken: Broken {
+        broker: BrokenRules {
+            keys: false,
+            epochs: false,
+            attempts: false,
+        },
+        positions: false,
+    },
+};
+
+/// Every scenario that must hold.
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        CALM,
+        links(),
+        tight(),
+        moves(),
+        restarts(),
+        lost_logs(),
+        timeouts(),
+        short_tail(),
+        everything(),
+    ]
+}
+
+/// Links break at any message.
+pub(crate) fn links() -> Scenario {
+    Scenario {
+        name: "links",
+        weights: Weights {
+            leave: 1,
+            cut: 4,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// Windows, credit and paths that are full most of the time.
+fn tight() -> Scenario {
+    Scenario {
+        name: "tight",
+        window_bytes: 700,
+        credit_bytes: 120,
+        path_batches: 1,
+        data_bytes: 10..120,
+        weights: Weights {
+            client: 60,
+            leave: 1,
+            credit: 5,
+            cut: 1,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// Shards move between brokers that live, and every node hears of it when it
+/// does.
+pub(crate) fn moves() -> Scenario {
+    Scenario {
+        name: "moves",
+        brokers: 3,
+        weights: Weights {
+            leave: 1,
+            cut: 1,
+            change_view: 4,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// Brokers die and come back with their journal.
+pub(crate) fn restarts() -> Scenario {
+    Scenario {
+        name: "restarts",
+        weights: Weights {
+            leave: 1,
+            cut: 1,
+            kill: 3,
+            restart: 12,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// Brokers die and come back with nothing.
+fn lost_logs() -> Scenario {
+    Scenario {
+        name: "lost-logs",
+        durable: false,
+        may_have_holes: true,
+        ..restarts()
+    }
+}
+
+/// Brokers are away for longer than publications wait.
+fn timeouts() -> Scenario {
+    Scenario {
+        name: "timeouts",
+        publish_timeout: Duration::from_millis(300),
+        window_bytes: 700,
+        data_bytes: 10..120,
+        weights: Weights {
+            leave: 1,
+            cut: 3,
+            notice: 3,
+            connect: 1,
+            kill: 2,
+            restart: 3,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// So little is retained that links which fall behind miss something.
+fn short_tail() -> Scenario {
+    Scenario {
+        name: "short-tail",
+        tail_bytes_max: 500,
+        credit_bytes: 120,
+        path_batches: 1,
+        may_have_holes: true,
+        weights: Weights {
+            leave: 1,
+            cut: 2,
+            credit: 3,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// All of it at once, on a larger cluster.
+fn everything() -> Scenario {
+    Scenario {
+        name: "everything",
+        workers: 3,
+        brokers: 3,
+        clients: 9,
+        channels: 6,
+        steps: 900,
+        step_ms: 4,
+        window_bytes: 1500,
+        credit_bytes: 300,
+        path_batches: 2,
+        publish_timeout: Duration::from_millis(1500),
+        data_bytes: 10..200,
+        weights: Weights {
+            leave: 2,
+            cut: 3,
+            change_view: 2,
+            kill: 1,
+            restart: 8,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}

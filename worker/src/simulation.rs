@@ -1,0 +1,386 @@
+//! The worker without sockets, links and clocks, for the seeded simulation:
+//! whoever has a [`SimWorker`] plays the network around it.
+//!
+//! Nothing here decides anything. It does what the engine does around the same
+//! [`Core`], in the same order: a client that is paused is not read, and is read
+//! again once the reason has gone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use muster_proto::{
+    BrokerNode, View,
+    link::{BrokerBatch, WorkerBatch, WorkerFrame, worker_frame::Frame},
+};
+use muster_wire::{
+    Millis,
+    session::{Rules, Session, SessionId},
+};
+
+use crate::{
+    auth::Auth,
+    connection::ConnectionKey,
+    core::{Clients, Core, Ingress, Now, Pause},
+    router::{LinkBroken, Router},
+    stats::Stats,
+};
+
+/// What a simulated worker is configured with.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Timing and limits of its sessions.
+    pub rules: Rules,
+    /// Bytes of publications that may wait for one broker.
+    pub window_bytes: usize,
+    /// How long a publication may wait for its owner.
+    pub publish_timeout: Duration,
+    /// Breaks delivery.md B1 on purpose: asks for every channel as if it had
+    /// nothing of it yet.
+    pub forgets_positions: bool,
+}
+
+/// Names one connection of one worker; never means another one later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientKey(ConnectionKey);
+
+/// A broker that broke the link's protocol.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct BrokerAtFault(#[from] LinkBroken);
+
+/// What a worker has told one of its clients since it was last asked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The client.
+    pub key: ClientKey,
+    /// Text messages, in order.
+    pub texts: Vec<String>,
+    /// The close code, if the connection has ended.
+    pub closed: Option<u16>,
+}
+
+/// What a view changed for a worker's links.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LinksChanged {
+    /// Brokers to make a link to; an earlier link to the same slot is over.
+    pub started: Vec<BrokerNode>,
+    /// Slots whose link is over.
+    pub stopped: Vec<u32>,
+}
+
+/// How full a worker's queues are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerFill {
+    /// Bytes of the publications that wait for their owner's ack.
+    pub kept_bytes: usize,
+    /// The same as the windows account for it.
+    pub accounted_bytes: usize,
+    /// Bytes in the fullest window.
+    pub window_bytes: usize,
+    /// Frames queued for links.
+    pub frames: usize,
+    /// Clients that are not read.
+    pub paused: usize,
+}
+
+/// A worker that is fed by hand.
+#[derive(Debug)]
+pub struct SimWorker {
+    core: Core,
+    clients: SimClients,
+    forgets_positions: bool,
+}
+
+#[derive(Debug, Default)]
+struct SimClients {
+    by_index: BTreeMap<u32, SimClient>,
+    next_serial: u32,
+    heard: Vec<Heard>,
+}
+
+#[derive(Debug)]
+struct SimClient {
+    serial: u32,
+    session: Session,
+    paused: Option<(Pause, Millis)>,
+}
+
+impl SimWorker {
+    /// A worker that knows no broker yet.
+    #[must_use]
+    pub fn new(options: WorkerOptions) -> Self {
+        let auth = Auth::with_secret(b"simulation", Duration::from_secs(86_400));
+        let router = Router::new(options.window_bytes, options.publish_timeout);
+        Self {
+            core: Core::new(options.rules, auth, router),
+            clients: SimClients::default(),
+            forgets_positions: options.forgets_positions,
+        }
+    }
+
+    /// A client's connection is upgraded; its session id is made of `random`.
+    pub fn connect(&mut self, random: [u8; 15], now: Millis) -> ClientKey {
+        let id = SessionId::from_random(random);
+        let session = Session::new(id, now, now, &self.core.rules);
+        self.clients.insert(session)
+    }
+
+    /// A client's connection is gone.
+    pub fn disconnect(&mut self, key: ClientKey) {
+        if let Some(client) = self.clients.remove(key.0) {
+            self.core.handle_end(key.0, &client.session);
+        }
+    }
+
+    /// Whether the client is read; what it says waits in the network otherwise.
+    #[must_use]
+    pub fn is_reading(&mut self, key: ClientKey) -> bool {
+        self.clients
+            .get(key.0)
+            .is_some_and(|client| client.paused.is_none())
+    }
+
+    /// A text message from a client that is read.
+    pub fn handle_text(&mut self, key: ClientKey, text: &str, now: Millis) {
+        let Some(client) = self.clients.get(key.0) else {
+            return;
+        };
+        client
+            .session
+            .handle_sign_of_life(now, &self.core.rules);
+        let mut out = Vec::new();
+        let ingress =
+            self.core
+                .handle_text(key.0, &mut client.session, text, &mut out, present(now));
+        if let Ingress::Pause(pause) = ingress {
+            client.paused = Some((pause, now));
+        }
+        self.clients.send(key.0, &mut out);
+        self.close_if(key.0, ingress);
+    }
+
+    /// Reads again from clients for which there is room again; ends each turn.
+    pub fn resume(&mut self, now: Millis) {
+        for client in self.clients.by_index.values_mut() {
+            if let Some((pause, since)) = client.paused
+                && self.core.may_resume(pause, &client.session)
+            {
+                client.session.extend_life(now.since(since));
+                client.paused = None;
+            }
+        }
+    }
+
+    /// What clients were told since the last call.
+    #[must_use]
+    pub fn take_heard(&mut self) -> Vec<Heard> {
+        std::mem::take(&mut self.clients.heard)
+    }
+
+    /// The orchestrator sent a view.
+    pub fn handle_view(&mut self, view: View, now: Millis) -> LinksChanged {
+        let change = self.core.handle_view(view, present(now));
+        LinksChanged {
+            started: change.started,
+            stopped: change.stopped,
+        }
+    }
+
+    /// A link stands; false if the view has moved on meanwhile.
+    pub fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Millis) -> bool {
+        self.core
+            .handle_link_up(broker, incarnation, present(now))
+    }
+
+    /// A link that stood broke.
+    pub fn handle_link_down(&mut self, broker: u32) {
+        self.core.handle_link_down(broker);
+    }
+
+    /// Whether something is queued for the broker.
+    #[must_use]
+    pub fn has_batch(&self, broker: u32) -> bool {
+        self.core.router.pending_links().any(|slot| slot == broker)
+    }
+
+    /// The next batch for a broker whose link has room for one.
+    pub fn next_batch(&mut self, broker: u32) -> Option<WorkerBatch> {
+        let mut batch = self.core.router.next_batch(broker)?;
+        sort_subscribes(&mut batch.frames);
+        if self.forgets_positions {
+            for frame in &mut batch.frames {
+                if let Some(Frame::Subscribe(subscribe)) = &mut frame.frame {
+                    subscribe.after = None;
+                }
+            }
+        }
+        Some(batch)
+    }
+
+    /// A batch from a broker. Returns the bytes it may send anew.
+    ///
+    /// # Errors
+    /// The broker broke the link's protocol.
+    pub fn handle_batch(
+        &mut self,
+        broker: u32,
+        batch: BrokerBatch,
+        now: Millis,
+    ) -> Result<u64, BrokerAtFault> {
+        let clients = &mut self.clients;
+        Ok(self
+            .core
+            .handle_batch(broker, batch, clients, present(now))?)
+    }
+
+    /// To be called about every 100 ms.
+    pub fn handle_tick(&mut self, now: Millis) {
+        let due = |(index, client): (&u32, &SimClient)| {
+            let is_due = client.paused.is_none() && now >= client.session.deadline();
+            is_due.then_some(ConnectionKey {
+                index: *index,
+                serial: client.serial,
+            })
+        };
+        let due: Vec<ConnectionKey> = self.clients.by_index.iter().filter_map(due).collect();
+        for key in due {
+            self.handle_session_timeout(key, now);
+        }
+        self.core.handle_tick(&mut self.clients, present(now));
+    }
+
+    /// Times that publications were missing for this worker's subscribers.
+    #[must_use]
+    pub fn holes(&self) -> u64 {
+        self.core.stats.holes
+    }
+
+    /// Whether every broker of the view can be reached.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.core.router.is_whole()
+    }
+
+    /// How full the queues are.
+    #[must_use]
+    pub fn fill(&self) -> WorkerFill {
+        let fill = self.core.router.fill();
+        let clients = self.clients.by_index.values();
+        WorkerFill {
+            kept_bytes: fill.kept_bytes,
+            accounted_bytes: fill.accounted_bytes,
+            window_bytes: fill.window_bytes,
+            frames: fill.frames,
+            paused: clients.filter(|client| client.paused.is_some()).count(),
+        }
+    }
+
+    fn handle_session_timeout(&mut self, key: ConnectionKey, now: Millis) {
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
+        let (now, session) = (present(now), &mut client.session);
+        let mut out = Vec::new();
+        let effect = self
+            .core
+            .with_session(&mut out, now, |cx| session.handle_timeout(cx));
+        let ingress = self.core.apply(key, session, effect, &mut out, now);
+        self.clients.send(key, &mut out);
+        self.close_if(key, ingress);
+    }
+
+    fn close_if(&mut self, key: ConnectionKey, ingress: Ingress) {
+        if let Ingress::Close(code) = ingress {
+            self.clients.hear(key, Vec::new(), Some(code.0));
+            self.disconnect(ClientKey(key));
+        }
+    }
+}
+
+impl SimClients {
+    /// Takes the lowest free place, as the engine's table may.
+    fn insert(&mut self, session: Session) -> ClientKey {
+        self.next_serial += 1;
+        let serial = self.next_serial;
+        let index = (0..)
+            .find(|index| !self.by_index.contains_key(index))
+            .expect("there are fewer clients than numbers");
+        let client = SimClient {
+            serial,
+            session,
+            paused: None,
+        };
+        self.by_index.insert(index, client);
+        ClientKey(ConnectionKey { index, serial })
+    }
+
+    fn get(&mut self, key: ConnectionKey) -> Option<&mut SimClient> {
+        self.by_index
+            .get_mut(&key.index)
+            .filter(|client| client.serial == key.serial)
+    }
+
+    fn remove(&mut self, key: ConnectionKey) -> Option<SimClient> {
+        self.get(key)?;
+        self.by_index.remove(&key.index)
+    }
+
+    fn hear(&mut self, key: ConnectionKey, texts: Vec<String>, closed: Option<u16>) {
+        self.heard.push(Heard {
+            key: ClientKey(key),
+            texts,
+            closed,
+        });
+    }
+}
+
+impl Clients for SimClients {
+    fn session(&mut self, key: ConnectionKey) -> Option<&mut Session> {
+        Some(&mut self.get(key)?.session)
+    }
+
+    fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>) {
+        let texts: Vec<String> = frames.drain(..).map(|frame| text_of(&frame)).collect();
+        if !texts.is_empty() && self.get(key).is_some() {
+            self.hear(key, texts, None);
+        }
+    }
+
+    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats) {
+        for key in keys {
+            if self.get(*key).is_some() {
+                stats.deliveries += 1;
+                self.hear(*key, vec![text_of(frame)], None);
+            }
+        }
+    }
+}
+
+fn present(now: Millis) -> Now {
+    Now {
+        millis: now,
+        unix: 1_700_000_000 + now.0 / 1000,
+    }
+}
+
+/// The worker lists its channels in the order of a hash map, which no seed
+/// repeats; in which order a run of them is asked for means nothing.
+fn sort_subscribes(frames: &mut [WorkerFrame]) {
+    let name = |frame: &WorkerFrame| match &frame.frame {
+        Some(Frame::Subscribe(subscribe)) => Some(subscribe.channel.clone()),
+        Some(Frame::Hello(_) | Frame::Unsubscribe(_) | Frame::Publish(_)) | None => None,
+    };
+    for run in frames.chunk_by_mut(|a, b| name(a).is_some() && name(b).is_some()) {
+        run.sort_by_key(name);
+    }
+}
+
+/// The text of an unmasked, whole text frame.
+fn text_of(frame: &Bytes) -> String {
+    let skip = match frame.get(1) {
+        Some(126) => 4,
+        Some(127) => 10,
+        Some(_) | None => 2,
+    };
+    String::from_utf8_lossy(frame.get(skip..).unwrap_or_default()).into_owned()
+}

@@ -97,7 +97,11 @@ mod tests {
         links.open(1, Arc::clone(&stuck)).unwrap();
         links.open(2, Arc::clone(&idle)).unwrap();
         let mut turn = Turn::new(Millis(0));
-        stuck.not_owner(&mut turn, &Subscribe::default(), RefusalReason::Unspecified);
+        stuck.not_owner(
+            &mut turn,
+            &muster_proto::link::Subscribe::default(),
+            RefusalReason::Unspecified,
+        );
         assert!(links.cut_stuck(Millis(9_999)).is_empty());
         assert_eq!(links.cut_stuck(Millis(10_000)), [1]);
         let cut = Step::End(LinkEnd::Failed(LinkError::Stuck));

@@ -203,8 +203,7 @@ impl SimBroker {
         } else {
             self.view.clone()
         };
-        self.table
-            .apply(now, &view, self.slot, self.incarnation);
+        self.table.apply(now, &view, self.slot, self.incarnation);
         let open: BTreeMap<ShardId, u64> = view.shards_of(self.slot, self.incarnation).collect();
         let before = std::mem::replace(&mut self.shards, open);
         if !journal.is_durable {

@@ -11,7 +11,7 @@ use muster_daemon::{
     config::AuthConfig,
 };
 use muster_wire::token::{TokenError, UnixSeconds, Verified};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 const HMAC: [Algorithm; 3] = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
@@ -129,8 +129,15 @@ impl Auth {
 /// `aud`, `iss`, `sub` and `jti`.
 #[derive(Debug, Deserialize)]
 struct Claims {
+    #[serde(default, deserialize_with = "given")]
     exp: Option<Value>,
+    #[serde(default, deserialize_with = "given")]
     nbf: Option<Value>,
+}
+
+/// A member that is `null` is given, too.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 fn validation(algorithms: &[Algorithm]) -> Validation {
@@ -240,6 +247,7 @@ mod tests {
         for (claims, text) in [
             (serde_json::json!({"exp": "soon"}), "invalid exp value"),
             (serde_json::json!({"nbf": {}}), "invalid nbf value"),
+            (serde_json::json!({"exp": null}), "invalid exp value"),
         ] {
             assert_eq!(verify(&claims), Err(TokenError::Invalid(text)));
         }

@@ -20,6 +20,7 @@ pub(crate) struct Position {
 pub(crate) struct Channels {
     by_name: HashMap<ChannelName, Channel>,
     subscriptions: usize,
+    last_request: u64,
 }
 
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Channel {
     waiting: Vec<ConnectionKey>,
     /// The owner has the subscription, in the current epoch.
     confirmed: bool,
+    /// What the owner was last asked; answers to earlier requests are stale.
+    request: u64,
     /// The last publication that was fanned out.
     position: Option<Position>,
 }
@@ -79,6 +82,7 @@ impl Channels {
                 subscribers: Vec::new(),
                 waiting: vec![key],
                 confirmed: false,
+                request: 0,
                 position: None,
             };
             self.by_name.insert(name.clone(), channel);
@@ -112,18 +116,39 @@ impl Channels {
         is_empty
     }
 
-    /// The owner has the subscription and goes on right after `position`.
-    /// Returns those who waited for it, and whether publications are missing
+    /// Numbers the request that is about to be sent to the owner; `None` if
+    /// nobody wants the channel, or the owner has it.
+    pub(crate) fn request(&mut self, name: &str) -> Option<(u64, Option<Position>)> {
+        let channel = self.by_name.get_mut(name)?;
+        if channel.confirmed {
+            return None;
+        }
+        self.last_request += 1;
+        channel.request = self.last_request;
+        Some((channel.request, channel.position))
+    }
+
+    /// The owner has the subscription, as `request` asked or, with 0, for a
+    /// subscription that stands, and goes on right after `position`. Returns those who waited for it, and whether publications are missing
     /// that this worker's subscribers should have had.
     pub(crate) fn confirm(
         &mut self,
         name: &str,
+        request: u64,
         position: Position,
         recovered: bool,
     ) -> (Vec<ConnectionKey>, bool) {
         let Some(channel) = self.by_name.get_mut(name) else {
             return (Vec::new(), false);
         };
+        let is_current = if request == 0 {
+            channel.confirmed
+        } else {
+            channel.request == request
+        };
+        if !is_current {
+            return (Vec::new(), false);
+        }
         let has_hole = channel.position.is_some() && !recovered;
         channel.confirmed = true;
         // A recovered link is told where it left off, or what it has already.
@@ -140,8 +165,12 @@ impl Channels {
 
     /// The owner will not have the subscription: returns those who waited for it
     /// and now have none.
-    pub(crate) fn refuse(&mut self, name: &str) -> Vec<ConnectionKey> {
-        let Some(channel) = self.by_name.get_mut(name) else {
+    pub(crate) fn refuse(&mut self, name: &str, request: u64) -> Vec<ConnectionKey> {
+        let Some(channel) = self
+            .by_name
+            .get_mut(name)
+            .filter(|channel| channel.request == request)
+        else {
             return Vec::new();
         };
         let waited = std::mem::take(&mut channel.waiting);
@@ -153,12 +182,19 @@ impl Channels {
     }
 
     /// Who gets the publication at `offset`, and how that fits.
+    ///
+    /// `None` if it comes from elsewhere than the shard's owner, whose offsets
+    /// mean something else, or before the owner has confirmed the subscription.
     pub(crate) fn arrive(
         &mut self,
         name: &str,
         offset: u64,
+        is_owner: impl FnOnce(ShardId) -> bool,
     ) -> Option<(&[ConnectionKey], Arrival)> {
         let channel = self.by_name.get_mut(name)?;
+        if !is_owner(channel.shard) {
+            return None;
+        }
         // What comes before the subscription is confirmed belongs to an older one.
         let position = channel.position.as_mut().filter(|_| channel.confirmed)?;
         let arrival = match offset {
@@ -171,25 +207,17 @@ impl Channels {
     }
 
     /// The subscriptions of these shards stand no longer. Returns their
-    /// channels, with what the worker has of them.
-    pub(crate) fn unconfirm(
-        &mut self,
-        shards: impl Fn(ShardId) -> bool,
-    ) -> Vec<(ChannelName, Option<Position>)> {
+    /// channels, which must be requested again.
+    pub(crate) fn unconfirm(&mut self, shards: impl Fn(ShardId) -> bool) -> Vec<ChannelName> {
         let mut affected = Vec::new();
         for (name, channel) in &mut self.by_name {
             if shards(channel.shard) {
                 channel.confirmed = false;
-                affected.push((name.clone(), channel.position));
+                channel.request = 0;
+                affected.push(name.clone());
             }
         }
         affected
-    }
-
-    /// What the owner must be told to subscribe again; `None` if it need not be.
-    pub(crate) fn unconfirmed(&self, name: &str) -> Option<Option<Position>> {
-        let channel = self.by_name.get(name)?;
-        (!channel.confirmed).then_some(channel.position)
     }
 }
 
@@ -215,10 +243,12 @@ mod tests {
         let a = name("a");
         assert_eq!(channels.join(&a, key(1)), Joined::First);
         assert_eq!(channels.join(&a, key(2)), Joined::Waiting);
+        assert_eq!(channels.request("a"), Some((1, None)));
         assert_eq!(
-            channels.confirm("a", at(7, 0), true),
+            channels.confirm("a", 1, at(7, 0), true),
             (vec![key(1), key(2)], false)
         );
+        assert_eq!(channels.request("a"), None, "the owner has it");
         assert_eq!(channels.join(&a, key(3)), Joined::Confirmed);
         assert_eq!(channels.subscriptions(), 3);
         assert!(!channels.leave("a", key(1)));
@@ -231,35 +261,47 @@ mod tests {
     fn a_publication_reaches_subscribers_once() {
         let mut channels = Channels::default();
         channels.join(&name("a"), key(1));
-        assert_eq!(channels.arrive("a", 1), None, "not confirmed yet");
-        channels.confirm("a", at(7, 4), true);
-        assert_eq!(channels.arrive("a", 4), Some((&[][..], Arrival::Repeated)));
+        assert_eq!(channels.arrive("a", 1, |_| true), None, "not confirmed yet");
+        channels.request("a");
+        channels.confirm("a", 1, at(7, 4), true);
         assert_eq!(
-            channels.arrive("a", 5),
+            channels.arrive("a", 5, |_| false),
+            None,
+            "not from its owner"
+        );
+        assert_eq!(
+            channels.arrive("a", 4, |_| true),
+            Some((&[][..], Arrival::Repeated))
+        );
+        assert_eq!(
+            channels.arrive("a", 5, |_| true),
             Some((&[key(1)][..], Arrival::Next))
         );
-        assert_eq!(channels.arrive("a", 5), Some((&[][..], Arrival::Repeated)));
         assert_eq!(
-            channels.arrive("a", 7),
+            channels.arrive("a", 5, |_| true),
+            Some((&[][..], Arrival::Repeated))
+        );
+        assert_eq!(
+            channels.arrive("a", 7, |_| true),
             Some((&[key(1)][..], Arrival::AfterHole))
         );
-        assert_eq!(channels.arrive("b", 1), None);
+        assert_eq!(channels.arrive("b", 1, |_| true), None);
     }
 
     #[test]
     fn after_a_lost_link_the_owner_is_asked_for_what_is_missing() {
         let mut channels = Channels::default();
         channels.join(&name("a"), key(1));
-        channels.confirm("a", at(7, 4), true);
-        channels.arrive("a", 5);
-        assert_eq!(channels.unconfirm(|_| true), [(name("a"), Some(at(7, 5)))]);
+        channels.request("a");
+        channels.confirm("a", 1, at(7, 4), true);
+        channels.arrive("a", 5, |_| true);
+        assert_eq!(channels.unconfirm(|_| true), [name("a")]);
         assert_eq!(channels.join(&name("a"), key(2)), Joined::Waiting);
-        assert_eq!(channels.unconfirmed("a"), Some(Some(at(7, 5))));
-        let (waited, has_hole) = channels.confirm("a", at(7, 5), true);
+        assert_eq!(channels.request("a"), Some((2, Some(at(7, 5)))));
+        let (waited, has_hole) = channels.confirm("a", 2, at(7, 5), true);
         assert_eq!((waited, has_hole), (vec![key(2)], false));
-        assert_eq!(channels.unconfirmed("a"), None);
         assert_eq!(
-            channels.arrive("a", 6),
+            channels.arrive("a", 6, |_| true),
             Some((&[key(1), key(2)][..], Arrival::Next))
         );
     }
@@ -268,11 +310,13 @@ mod tests {
     fn a_log_that_was_lost_is_a_hole_and_starts_anew() {
         let mut channels = Channels::default();
         channels.join(&name("a"), key(1));
-        channels.confirm("a", at(7, 100), true);
+        channels.request("a");
+        channels.confirm("a", 1, at(7, 100), true);
         channels.unconfirm(|_| true);
-        assert_eq!(channels.confirm("a", at(8, 0), false), (vec![], true));
+        channels.request("a");
+        assert_eq!(channels.confirm("a", 2, at(8, 0), false), (vec![], true));
         assert_eq!(
-            channels.arrive("a", 1),
+            channels.arrive("a", 1, |_| true),
             Some((&[key(1)][..], Arrival::Next))
         );
     }
@@ -285,5 +329,24 @@ mod tests {
         assert!(!channels.leave("a", key(1)));
         assert!(!channels.leave("a", key(1)));
         assert_eq!(channels.subscriptions(), 1);
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_request_confirms_nothing() {
+        let mut channels = Channels::default();
+        channels.join(&name("a"), key(1));
+        channels.request("a");
+        // The last one leaves, another comes, before the first answer.
+        assert!(channels.leave("a", key(1)));
+        channels.join(&name("a"), key(2));
+        assert_eq!(channels.request("a"), Some((2, None)));
+        assert_eq!(channels.confirm("a", 1, at(7, 3), true), (vec![], false));
+        assert!(channels.refuse("a", 1).is_empty());
+        assert_eq!(channels.confirm("a", 0, at(7, 3), false), (vec![], false));
+        assert_eq!(channels.arrive("a", 4, |_| true), None);
+        assert_eq!(
+            channels.confirm("a", 2, at(7, 9), true),
+            (vec![key(2)], false)
+        );
     }
 }

@@ -58,8 +58,10 @@ pub(crate) struct Connection {
     pub(crate) is_dirty: bool,
     /// What epoll was last asked to watch.
     pub(crate) interest: Interest,
-    /// Since when nothing is read from this client, because what it publishes
-    /// has no place.
+    /// Did not read what it got, and is about to be closed.
+    pub(crate) is_slow: bool,
+    /// Since when nothing is read from this client, because what it asks for has
+    /// no place.
     pub(crate) paused: Option<Millis>,
     /// Whole messages, or packets of one, wait for the next turn.
     pub(crate) has_backlog: bool,
@@ -69,7 +71,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// The HTTP request head is being read.
-    Head { accepted: Millis },
+    Head { accepted: Millis, scanned: usize },
     /// Frames are exchanged.
     Open(Session),
     /// Messages come straight back (conformance tests of the codec).
@@ -99,13 +101,17 @@ impl Connection {
     pub(crate) fn new(socket: OwnedFd, serial: u32, accepted: Millis) -> Self {
         Self {
             socket,
-            phase: Phase::Head { accepted },
+            phase: Phase::Head {
+                accepted,
+                scanned: 0,
+            },
             decoder: Decoder::default(),
             unread: Vec::new(),
             unfinished: None,
             outbox: Outbox::default(),
             serial,
             is_dirty: false,
+            is_slow: false,
             interest: Interest {
                 read: true,
                 write: false,
@@ -137,7 +143,7 @@ impl Connection {
 
     pub(crate) fn deadline(&self, head_timeout: std::time::Duration) -> Millis {
         match &self.phase {
-            Phase::Head { accepted } => *accepted + head_timeout,
+            Phase::Head { accepted, .. } => *accepted + head_timeout,
             Phase::Open(session) => session.deadline(),
             Phase::Echo { deadline } | Phase::Closing { deadline, .. } => *deadline,
         }

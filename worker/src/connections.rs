@@ -1,5 +1,7 @@
 //! The table of this worker's connections.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use muster_wire::session::Session;
 use slab::Slab;
@@ -17,8 +19,8 @@ pub(crate) struct Connections {
     slab: Slab<Connection>,
     next_serial: u32,
     outbox_bytes_max: usize,
-    /// Have something to write, each once.
-    dirty: Vec<ConnectionKey>,
+    /// Have something to write, each once, the next one first.
+    dirty: VecDeque<ConnectionKey>,
     /// Did not read what they got, and are to be closed.
     slow: Vec<ConnectionKey>,
 }
@@ -29,7 +31,7 @@ impl Connections {
             slab: Slab::new(),
             next_serial: 0,
             outbox_bytes_max,
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             slow: Vec::new(),
         }
     }
@@ -87,12 +89,17 @@ impl Connections {
             && !connection.is_dirty
         {
             connection.is_dirty = true;
-            self.dirty.push(key);
+            self.dirty.push_back(key);
         }
     }
 
-    pub(crate) fn take_dirty(&mut self) -> Vec<ConnectionKey> {
-        std::mem::take(&mut self.dirty)
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// The next connection to write to.
+    pub(crate) fn next_dirty(&mut self) -> Option<ConnectionKey> {
+        self.dirty.pop_front()
     }
 
     pub(crate) fn take_slow(&mut self) -> Vec<ConnectionKey> {
@@ -102,14 +109,19 @@ impl Connections {
     fn offer(&mut self, key: ConnectionKey, frame: Bytes) -> Option<Offer> {
         let bytes_max = self.outbox_bytes_max;
         let connection = self.get(key)?;
-        let offer = connection.offer(frame, bytes_max);
-        match offer {
-            Offer::Accepted if !connection.is_dirty => {
-                connection.is_dirty = true;
-                self.dirty.push(key);
-            }
-            Offer::Accepted => {}
-            Offer::Full => self.slow.push(key),
+        let mut offer = connection.offer(frame.clone(), bytes_max);
+        if offer == Offer::Full && connection.flush().is_ok() {
+            // It may be the worker that was slow to write.
+            offer = connection.offer(frame, bytes_max);
+        }
+        let is_slow = connection.is_slow;
+        connection.is_slow |= offer == Offer::Full;
+        let is_dirty = std::mem::replace(&mut connection.is_dirty, true);
+        if offer == Offer::Full && !is_slow {
+            self.slow.push(key);
+        }
+        if !is_dirty {
+            self.dirty.push_back(key);
         }
         Some(offer)
     }

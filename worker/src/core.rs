@@ -67,7 +67,7 @@ pub(crate) enum Ingress {
 }
 
 /// Why nothing is read from a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Pause {
     /// The owner of this shard is behind with acks (delivery.md A6).
     Shard(ShardId),
@@ -212,7 +212,10 @@ impl Core {
             Ingress::Continue if session.is_congested(&self.rules) => {
                 Ingress::Pause(Pause::Answers)
             }
-            ingress => ingress,
+            ingress @ (Ingress::Continue
+            | Ingress::Pause(_)
+            | Ingress::Unfinished { .. }
+            | Ingress::Close(_)) => ingress,
         }
     }
 
@@ -230,12 +233,18 @@ impl Core {
             Effect::Close(code) => return Ingress::Close(code),
             Effect::Subscribe(channel) => match self.channels.join(&channel, key) {
                 Joined::Confirmed => {
-                    self.with_session(out, now, |cx| session.confirm(&channel, cx))
+                    self.with_session(out, now, |cx| session.confirm(&channel, cx));
                 }
                 Joined::Waiting => {}
-                Joined::First => self.router.subscribe(&channel, None),
+                Joined::First => {
+                    self.request(&channel);
+                    return self.pause_without_room(&channel);
+                }
             },
-            Effect::Unsubscribe(channel) => self.leave(key, &channel),
+            Effect::Unsubscribe(channel) => {
+                self.leave(key, &channel);
+                return self.pause_without_room(&channel);
+            }
             Effect::Publish(publish) => return self.publish(key, session, publish, now),
         }
         Ingress::Continue
@@ -270,7 +279,7 @@ impl Core {
             match frame {
                 Some(Frame::Relay(relay)) => {
                     relayed_bytes += relay.data.as_ref().map_or(0, Bytes::len) as u64;
-                    self.relay(&relay, clients);
+                    self.relay(broker, &relay, clients);
                 }
                 Some(Frame::Ack(ack)) => self.router.ack(broker, ack.first_seq, ack.last_seq)?,
                 Some(Frame::Refusal(refusal)) => {
@@ -279,7 +288,9 @@ impl Core {
                     self.router
                         .refusal(broker, refusal.seq, reason, now.millis)?;
                 }
-                Some(Frame::Subscribed(subscribed)) => self.subscribed(&subscribed, clients, now),
+                Some(Frame::Subscribed(subscribed)) => {
+                    self.subscribed(&subscribed, clients, now);
+                }
                 Some(Frame::NotOwner(not_owner)) => self.not_owner(&not_owner, clients, now),
                 // A newer broker's, of no consequence for this worker.
                 None => {}
@@ -292,7 +303,12 @@ impl Core {
     /// A link stands.
     pub(crate) fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Now) -> bool {
         let wanted = self.unconfirm_owned_by(broker);
-        self.router.link_up(broker, incarnation, wanted, now.millis)
+        let stands = self.router.link_up(broker, incarnation);
+        for channel in wanted {
+            self.request(&channel);
+        }
+        self.router.send_all(now.millis);
+        stands
     }
 
     /// A link broke.
@@ -305,8 +321,8 @@ impl Core {
     pub(crate) fn handle_view(&mut self, view: View, now: Now) -> ViewChange {
         let change = self.router.set_view(view);
         let moved = |shard| change.moved.binary_search(&shard).is_ok();
-        for (channel, after) in self.channels.unconfirm(moved) {
-            self.router.subscribe(&channel, after);
+        for channel in self.channels.unconfirm(moved) {
+            self.request(&channel);
         }
         self.router.send_all(now.millis);
         change
@@ -315,9 +331,7 @@ impl Core {
     /// Gives up what waited too long and tries again what was refused.
     pub(crate) fn handle_tick(&mut self, clients: &mut impl Clients, now: Now) {
         for channel in std::mem::take(&mut self.retries) {
-            if let Some(after) = self.channels.unconfirmed(&channel) {
-                self.router.subscribe(&channel, after);
-            }
+            self.request(&channel);
         }
         self.router.handle_tick(now.millis);
         self.answer_publishers(clients);
@@ -326,6 +340,22 @@ impl Core {
     pub(crate) fn leave(&mut self, key: ConnectionKey, channel: &ChannelName) {
         if self.channels.leave(channel, key) {
             self.router.unsubscribe(channel);
+        }
+    }
+
+    /// Asks the owner for a channel that it does not have.
+    fn request(&mut self, channel: &ChannelName) {
+        if let Some((request, after)) = self.channels.request(channel) {
+            self.router.subscribe(channel, request, after);
+        }
+    }
+
+    fn pause_without_room(&self, channel: &ChannelName) -> Ingress {
+        let shard = shard_of(&**channel);
+        if self.router.has_room(shard) {
+            Ingress::Continue
+        } else {
+            Ingress::Pause(Pause::Shard(shard))
         }
     }
 
@@ -363,13 +393,15 @@ impl Core {
         }
     }
 
-    fn relay(&mut self, relay: &Relay, clients: &mut impl Clients) {
+    fn relay(&mut self, broker: u32, relay: &Relay, clients: &mut impl Clients) {
         let Ok(name) = std::str::from_utf8(&relay.channel) else {
             warn!("A broker relayed a publication of a channel whose name is not UTF-8.");
             return;
         };
-        let Some((subscribers, arrival)) = self.channels.arrive(name, relay.offset) else {
-            // Unsubscribed meanwhile.
+        let is_owner = |shard| self.router.is_owner(broker, shard);
+        let arrived = self.channels.arrive(name, relay.offset, is_owner);
+        let Some((subscribers, arrival)) = arrived else {
+            // Unsubscribed, or moved to another owner, meanwhile.
             return;
         };
         match arrival {
@@ -391,7 +423,9 @@ impl Core {
             generation: position.generation,
             offset: position.offset,
         };
-        let (waited, has_hole) = self.channels.confirm(name, position, subscribed.recovered);
+        let (waited, has_hole) =
+            self.channels
+                .confirm(name, subscribed.request, position, subscribed.recovered);
         if has_hole {
             // Stock clients are not told (delivery.md B7): counted, and logged once
             // a second by whoever reports the statistics.
@@ -421,7 +455,7 @@ impl Core {
             "Failed to subscribe socket to the {name} channel - The cluster has as many channels as it may have"
         ));
         let mut out = std::mem::take(&mut self.out);
-        for key in self.channels.refuse(&name) {
+        for key in self.channels.refuse(&name, not_owner.request) {
             if let Some(session) = clients.session(key) {
                 self.with_session(&mut out, now, |cx| session.refuse(&name, &error, cx));
                 clients.send(key, &mut out);
@@ -445,10 +479,10 @@ impl Core {
         self.out = out;
     }
 
-    fn unconfirm_owned_by(&mut self, broker: u32) -> Vec<(ChannelName, Option<Position>)> {
-        let view = self.router.view();
+    fn unconfirm_owned_by(&mut self, broker: u32) -> Vec<ChannelName> {
+        let router = &self.router;
         self.channels
-            .unconfirm(|shard| view.owner(shard).is_some_and(|owner| owner.slot == broker))
+            .unconfirm(|shard| router.is_owner(broker, shard))
     }
 }
 

@@ -67,6 +67,8 @@ impl Gate {
     }
 }
 
+/// A worker that takes nobody answers for the cluster only when it is full.
+///
 /// The rule: at most 9/8 of the mean over the living and accepting, and a
 /// little; the lowest always accepts.
 fn may_accept(own: Slot, others: impl Iterator<Item = Slot>, now: Millis) -> bool {
@@ -77,6 +79,9 @@ fn may_accept(own: Slot, others: impl Iterator<Item = Slot>, now: Millis) -> boo
             sum += u64::from(slot.connections);
             lowest = lowest.min(slot.connections);
         }
+    }
+    if !own.accepting {
+        return count == 1;
     }
     own.connections == lowest
         || u64::from(own.connections) * 8 * count <= sum * 9 + SLACK * 8 * count
@@ -140,6 +145,17 @@ mod tests {
         };
         assert!(!allows(100, &[slot(0)]));
         assert!(allows(100, &[dead, draining]));
+    }
+
+    #[test]
+    fn a_full_worker_accepts_to_say_so_only_when_all_are_full() {
+        let full = |connections| Slot {
+            accepting: false,
+            ..slot(connections)
+        };
+        let may = |own, other| may_accept(own, [other].into_iter(), NOW);
+        assert!(!may(full(10), slot(2)));
+        assert!(may(full(10), full(10)));
     }
 
     #[test]

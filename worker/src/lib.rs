@@ -28,6 +28,7 @@ use std::{
 use muster_daemon::{Config, NodeArgs, clock, descriptors, runtime_dir};
 use muster_wire::{answer::PUBLICATION_OVERHEAD_BYTES_MAX, session::Rules};
 use rand::{SeedableRng as _, rngs::StdRng};
+use socket2::SockRef;
 use tokio::sync::mpsc;
 
 pub use self::auth::AuthError;
@@ -47,6 +48,9 @@ const ECHO_PATH_VARIABLE: &str = "MUSTER_TEST_ECHO_PATH";
 /// News from all links that wait for the worker's loop; more waits in the
 /// streams, which tells the brokers to slow down.
 const LINK_EVENTS_CAP: usize = 256;
+/// Bytes that the kernel takes for a client before it can send them: a ping must
+/// not wait behind megabytes (delivery.md F2).
+const NOTSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes a frame between processes may have beside one client message.
 const ENVELOPE_BYTES_MAX: usize = 128 * 1024;
 
@@ -154,8 +158,16 @@ fn listener(addr: SocketAddr) -> Result<TcpListener, WorkerError> {
     } else {
         TcpListener::bind(addr).map_err(fail)?
     };
-    listener.set_nonblocking(true).map_err(fail)?;
+    prepare(&listener).map_err(fail)?;
     Ok(listener)
+}
+
+/// Sets what every accepted socket inherits.
+fn prepare(listener: &TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let socket = SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_BYTES_MAX)
 }
 
 fn is_listening(socket: &impl std::os::fd::AsFd) -> bool {
@@ -179,5 +191,24 @@ pub(crate) fn now() -> Now {
     Now {
         millis: clock::now(),
         unix: clock::unix_seconds(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_send_at_once_and_keep_little_in_the_kernel() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        prepare(&listener).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), NOTSENT_BYTES_MAX);
     }
 }

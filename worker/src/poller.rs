@@ -66,14 +66,14 @@ impl Poller {
         })
     }
 
-    /// Watches the listening socket; of several workers the kernel wakes one.
+    /// Watches the listening socket. A connection wakes all workers that watch;
+    /// were it only one, that one's gate could leave it waiting.
     pub(crate) fn add_listener(&self, listener: impl AsFd) -> io::Result<()> {
-        let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
         Ok(epoll::add(
             self.epoll.get_ref(),
             listener,
             EventData::new_u64(LISTENER),
-            flags,
+            EventFlags::IN,
         )?)
     }
 

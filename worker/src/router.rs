@@ -31,6 +31,11 @@ use crate::{channels::Position, connection::ConnectionKey};
 
 /// Bytes of one batch, or one frame if that is longer (delivery.md F4).
 const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of publications on the wire beyond which the rest waits its turn.
+const OUT_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
+/// Bytes of requests for one broker beyond which clients that make more of them
+/// are not read.
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes a frame takes beside its strings.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 /// How long a shard rests after its owner refused an epoch, unless a new view
@@ -109,7 +114,12 @@ struct Link {
     /// The number of the first entry of `in_flight`.
     first_seq: u64,
     in_flight: VecDeque<InFlight>,
+    /// Only a little is put on the wire ahead: what a broker does not take stays
+    /// in its shard's queue, where it can time out.
     out: VecDeque<WorkerFrame>,
+    out_bytes: usize,
+    /// Publications wait for `out` to become shorter.
+    is_starved: bool,
     /// Bytes of all publications kept for this broker, sent or not.
     kept_bytes: usize,
 }
@@ -185,16 +195,11 @@ impl Router {
         change
     }
 
-    /// A link stands: states what the worker wants of it, then sends what is
-    /// not acked, in order. Returns false if the view has moved on meanwhile.
+    /// A link stands. What the worker wants of it is to be subscribed to next,
+    /// then [`Self::send_all`] sends what is not acked, in order. Returns false
+    /// if the view has moved on meanwhile.
     #[must_use]
-    pub(crate) fn link_up(
-        &mut self,
-        broker: u32,
-        incarnation: u64,
-        wanted: Vec<(ChannelName, Option<Position>)>,
-        now: Millis,
-    ) -> bool {
+    pub(crate) fn link_up(&mut self, broker: u32, incarnation: u64) -> bool {
         let Some(link) = self.links.get_mut(&broker) else {
             return false;
         };
@@ -206,12 +211,8 @@ impl Router {
             kept_bytes: link.kept_bytes,
             ..Link::new(link.node.clone())
         };
-        for (channel, after) in wanted {
-            self.subscribe(&channel, after);
-        }
         for shard in self.shards_of(broker) {
             self.shards[shard.index()].rewind();
-            self.send(shard, now);
         }
         true
     }
@@ -229,13 +230,26 @@ impl Router {
         }
     }
 
-    /// Asks the owner for a channel, if it can be reached; otherwise
-    /// [`Self::link_up`] will.
-    pub(crate) fn subscribe(&mut self, channel: &ChannelName, after: Option<Position>) {
+    /// Asks the owner for a channel, if it can be reached; otherwise that is to
+    /// be done again once its link stands.
+    ///
+    /// A subscription may overtake publications that wait: nobody can tell.
+    pub(crate) fn subscribe(
+        &mut self,
+        channel: &ChannelName,
+        request: u64,
+        after: Option<Position>,
+    ) {
         let after =
             after.map(|Position { generation, offset }| link::Position { generation, offset });
+        let shard_epoch = self.view.shard_epoch(shard_of(&**channel));
         self.tell_owner(channel, |channel| {
-            Frame::Subscribe(Subscribe { channel, after })
+            Frame::Subscribe(Subscribe {
+                channel,
+                after,
+                shard_epoch,
+                request,
+            })
         });
     }
 
@@ -256,16 +270,20 @@ impl Router {
         self.send(shard, now);
     }
 
-    /// Whether more may be published to `channel` now (delivery.md A6).
+    /// Whether more may be asked of the shard's owner now (delivery.md A6).
     pub(crate) fn has_room(&self, shard: ShardId) -> bool {
-        let kept = match self.view.owner(shard) {
-            Some(owner) => self
-                .links
-                .get(&owner.slot)
-                .map_or(0, |link| link.kept_bytes),
-            None => self.unowned_bytes,
-        };
-        kept < self.window_bytes
+        let owner = self.view.owner(shard);
+        match owner.and_then(|owner| self.links.get(&owner.slot)) {
+            Some(link) => link.kept_bytes < self.window_bytes && link.out_bytes < REQUEST_BYTES_MAX,
+            None => self.unowned_bytes < self.window_bytes,
+        }
+    }
+
+    /// Whether `broker` is the owner of `shard`.
+    pub(crate) fn is_owner(&self, broker: u32, shard: ShardId) -> bool {
+        self.view
+            .owner(shard)
+            .is_some_and(|owner| owner.slot == broker)
     }
 
     /// The owner has the link's publications `first..=last`.
@@ -343,17 +361,32 @@ impl Router {
 
     /// The next batch for a broker; `None` when nothing is queued.
     pub(crate) fn next_batch(&mut self, broker: u32) -> Option<WorkerBatch> {
-        let out = &mut self.links.get_mut(&broker)?.out;
-        let mut frames = Vec::with_capacity(out.len().min(256));
+        let link = self.links.get_mut(&broker)?;
+        let mut frames = Vec::with_capacity(link.out.len().min(256));
         let mut bytes = 0;
-        while let Some(frame) = out.front() {
-            bytes += frame_bytes(frame);
-            if bytes > BATCH_BYTES_MAX && !frames.is_empty() {
+        while let Some(frame) = link.out.front() {
+            let next = bytes + frame_bytes(frame);
+            if next > BATCH_BYTES_MAX && !frames.is_empty() {
                 break;
             }
-            frames.extend(out.pop_front());
+            bytes = next;
+            frames.extend(link.out.pop_front());
         }
+        link.out_bytes -= bytes;
         (!frames.is_empty()).then_some(WorkerBatch { frames })
+    }
+
+    /// Queues for a broker what waited until it had taken what was queued.
+    pub(crate) fn refill(&mut self, broker: u32, now: Millis) {
+        let Some(link) = self.links.get_mut(&broker) else {
+            return;
+        };
+        if link.is_starved && link.out_bytes < BATCH_BYTES_MAX {
+            link.is_starved = false;
+            for shard in self.shards_of(broker) {
+                self.send(shard, now);
+            }
+        }
     }
 
     fn shards_of(&self, broker: u32) -> Vec<ShardId> {
@@ -371,9 +404,7 @@ impl Router {
             && link.is_up
         {
             let channel = Bytes::copy_from_slice(channel.as_bytes());
-            link.out.push_back(WorkerFrame {
-                frame: Some(frame(channel)),
-            });
+            link.push(frame(channel));
         }
     }
 
@@ -392,7 +423,14 @@ impl Router {
         }
         let shard_epoch = self.view.shard_epoch(shard);
         let attempt = queue.attempt();
-        while let Some((id, publication)) = queue.send_next() {
+        loop {
+            if link.out_bytes >= OUT_BYTES_MAX {
+                link.is_starved = true;
+                break;
+            }
+            let Some((id, publication)) = queue.send_next() else {
+                break;
+            };
             let publish = Publish {
                 seq: link.first_seq + link.in_flight.len() as u64,
                 channel: Bytes::copy_from_slice(publication.channel.as_bytes()),
@@ -405,9 +443,7 @@ impl Router {
                 attempt,
             };
             link.in_flight.push_back(InFlight { shard, id, attempt });
-            link.out.push_back(WorkerFrame {
-                frame: Some(Frame::Publish(publish)),
-            });
+            link.push(Frame::Publish(publish));
         }
     }
 
@@ -469,8 +505,16 @@ impl Link {
             first_seq: 1,
             in_flight: VecDeque::new(),
             out: VecDeque::new(),
+            out_bytes: 0,
+            is_starved: false,
             kept_bytes: 0,
         }
+    }
+
+    fn push(&mut self, frame: Frame) {
+        let frame = WorkerFrame { frame: Some(frame) };
+        self.out_bytes += frame_bytes(&frame);
+        self.out.push_back(frame);
     }
 }
 

@@ -28,8 +28,11 @@ use crate::{
 
 /// A gated worker looks again this often (delivery.md E4).
 const GATE_TICK: Duration = Duration::from_millis(50);
-/// Link news handled in one turn.
-const LINK_EVENTS_MAX: usize = 64;
+/// Bytes of publications fanned out in one turn, before what they left in the
+/// clients' outboxes is written.
+const LINK_BYTES_MAX: usize = 256 * 1024;
+/// What a batch counts for beside them.
+const LINK_EVENT_BYTES: usize = 4 * 1024;
 /// Time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker takes clients when its links stand, or after this time without
@@ -85,10 +88,10 @@ pub(crate) async fn serve(
             }
             Some(event) = link_events.recv() => {
                 worker.engine.set_now(now());
-                worker.engine.handle_link(event);
-                for _ in 1..LINK_EVENTS_MAX {
+                let mut bytes = worker.engine.handle_link(event);
+                while bytes < LINK_BYTES_MAX {
                     let Ok(event) = link_events.try_recv() else { break };
-                    worker.engine.handle_link(event);
+                    bytes += LINK_EVENT_BYTES + worker.engine.handle_link(event);
                 }
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),

@@ -145,9 +145,7 @@ impl SimWorker {
         let Some(client) = self.clients.get(key.0) else {
             return;
         };
-        client
-            .session
-            .handle_sign_of_life(now, &self.core.rules);
+        client.session.handle_sign_of_life(now, &self.core.rules);
         let mut out = Vec::new();
         let ingress =
             self.core
@@ -188,8 +186,7 @@ impl SimWorker {
 
     /// A link stands; false if the view has moved on meanwhile.
     pub fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Millis) -> bool {
-        self.core
-            .handle_link_up(broker, incarnation, present(now))
+        self.core.handle_link_up(broker, incarnation, present(now))
     }
 
     /// A link that stood broke.

@@ -39,6 +39,14 @@ pub(crate) enum Decision {
     Refuse { answer: Vec<u8> },
 }
 
+/// Whether [`decide`] is worth its while: a head that comes byte by byte is not
+/// parsed anew for each. `scanned` is how much of it was looked at before.
+pub(crate) fn may_be_complete(input: &[u8], scanned: &mut usize, rules: &UpgradeRules) -> bool {
+    let news = input.get(*scanned..).unwrap_or_default();
+    *scanned = input.len();
+    news.contains(&b'\n') || input.len() >= rules.head_bytes_max
+}
+
 /// Decides on the bytes received so far.
 pub(crate) fn decide(input: &[u8], rules: &UpgradeRules) -> Decision {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -63,6 +71,11 @@ pub(crate) fn decide(input: &[u8], rules: &UpgradeRules) -> Decision {
 pub(crate) fn cluster_full() -> Vec<u8> {
     let extra = format!("Retry-After: {RETRY_AFTER_S}\r\n");
     plain(503, &extra, "The cluster is full")
+}
+
+/// The answer to a request that a worker which is ending does not serve.
+pub(crate) fn closing() -> Vec<u8> {
+    plain(503, "", "The server is closing")
 }
 
 /// The answer to a head that does not come to its end in time.

@@ -44,6 +44,10 @@ impl SessionId {
         URL_SAFE_NO_PAD
             .encode_slice(bytes, &mut id)
             .expect("15 bytes are 20 characters of base64");
+        if id[0] == b'-' {
+            // On an operator's command line that would be an option.
+            id[0] = b'_';
+        }
         Self(id)
     }
 

@@ -7,6 +7,8 @@ use tracing::{error, warn};
 use super::{Accepting, Engine, LINGER};
 use crate::{connection::Connection, gate::Slot, upgrade};
 
+/// Connections beyond the limit that are answered properly at a time.
+const REFUSALS_MAX: usize = 128;
 /// Connections taken in one turn before the gate is looked at again.
 const ACCEPTS_MAX: usize = 16;
 
@@ -92,14 +94,20 @@ impl Engine {
     }
 
     fn admit(&mut self, socket: std::os::fd::OwnedFd) {
-        // Not on every kind of socket, and not worth losing a client over.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         let now = self.now.millis;
-        let is_full = self.connections.len() >= self.settings.connections_max;
+        let connections = self.connections.len();
+        let is_full = connections >= self.settings.connections_max;
+        if connections >= self.settings.connections_max + REFUSALS_MAX {
+            // Whoever does not take the answer at once gets none.
+            let _ = rustix::io::write(&socket, &upgrade::cluster_full());
+            return;
+        }
         let key = self
             .connections
             .insert(|serial| Connection::new(socket, serial, now));
-        let deadline = now + self.core.rules.handshake_timeout;
+        // The first ping is due before a long time for the handshake is over.
+        let rules = &self.core.rules;
+        let deadline = now + rules.handshake_timeout.min(rules.ping_interval);
         let Some(connection) = self.connections.get(key) else {
             return;
         };

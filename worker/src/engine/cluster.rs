@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use muster_proto::{
     BrokerNode, View,
     control::{Heartbeat, WorkerStats, heartbeat},
+    link::BrokerBatch,
 };
 use rand::SeedableRng as _;
 use tokio::sync::mpsc;
@@ -48,6 +49,7 @@ impl Links {
 impl Engine {
     /// Takes over a view that the orchestrator sent; returns its epoch.
     pub(crate) fn handle_view(&mut self, view: View) -> u64 {
+        self.has_news = true;
         let epoch = view.epoch();
         let change = self.core.handle_view(view, self.now);
         for broker in change.stopped {
@@ -65,19 +67,20 @@ impl Engine {
         self.core.router.is_whole()
     }
 
-    pub(crate) fn handle_link(&mut self, event: LinkEvent) {
+    /// Returns the bytes of publications it brought.
+    pub(crate) fn handle_link(&mut self, event: LinkEvent) -> usize {
+        self.has_news = true;
         match event {
             LinkEvent::Up {
                 broker,
                 incarnation,
                 link,
             } => {
-                let Some(current) = self.links.current(broker, incarnation) else {
-                    return;
-                };
-                current.sender = Some(link);
-                if self.core.handle_link_up(broker, incarnation, self.now) {
-                    info!(broker, incarnation, "A link stands.");
+                if let Some(current) = self.links.current(broker, incarnation) {
+                    current.sender = Some(link);
+                    if self.core.handle_link_up(broker, incarnation, self.now) {
+                        info!(broker, incarnation, "A link stands.");
+                    }
                 }
             }
             LinkEvent::Batch {
@@ -85,24 +88,7 @@ impl Engine {
                 incarnation,
                 batch,
             } => {
-                if self.links.current(broker, incarnation).is_none() {
-                    return;
-                }
-                match self
-                    .core
-                    .handle_batch(broker, batch, &mut self.connections, self.now)
-                {
-                    Ok(bytes) => {
-                        let link = self.links.current(broker, incarnation);
-                        if let Some(sender) = link.and_then(|link| link.sender.as_mut()) {
-                            sender.credit(bytes);
-                        }
-                    }
-                    Err(error) => {
-                        error!(%error, "A broker broke the link's protocol; making the link anew.");
-                        self.restart_link(broker);
-                    }
-                }
+                return self.handle_batch(broker, incarnation, batch);
             }
             LinkEvent::Down {
                 broker,
@@ -118,6 +104,29 @@ impl Engine {
                 }
             }
         }
+        0
+    }
+
+    fn handle_batch(&mut self, broker: u32, incarnation: u64, batch: BrokerBatch) -> usize {
+        if self.links.current(broker, incarnation).is_none() {
+            return 0;
+        }
+        let handled = self
+            .core
+            .handle_batch(broker, batch, &mut self.connections, self.now);
+        let bytes = match handled {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                error!(%error, "A broker broke the link's protocol; making the link anew.");
+                self.restart_link(broker);
+                return 0;
+            }
+        };
+        let link = self.links.current(broker, incarnation);
+        if let Some(sender) = link.and_then(|link| link.sender.as_mut()) {
+            sender.credit(bytes);
+        }
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Hands what is queued for the brokers to the links that stand.
@@ -134,6 +143,7 @@ impl Engine {
                     Some(batch) => permit.send(batch),
                     None => break,
                 }
+                self.core.router.refill(broker, self.now.millis);
             }
         }
     }

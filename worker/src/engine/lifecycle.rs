@@ -25,6 +25,7 @@ impl Engine {
     pub(crate) fn handle_tick(&mut self) {
         self.publish_load();
         self.look_at_gate();
+        self.has_news = true;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(self.now.millis, &mut due);
         for key in due.drain(..) {
@@ -63,13 +64,17 @@ impl Engine {
 
     fn handle_due(&mut self, key: ConnectionKey) {
         let head_timeout = self.core.rules.handshake_timeout;
+        let now = self.now.millis;
         let Some(connection) = self.connections.get(key) else {
             return;
         };
-        if connection.paused.is_some() {
-            // Deadlines of a client that is not read stand still.
-            self.wheel.schedule(key, self.now.millis + wheel::TICK * 10);
-            return;
+        if let Some(since) = connection.paused {
+            // What a client that is not read may have sent stands still, but it
+            // is pinged as ever (delivery.md A6).
+            connection.paused = Some(now);
+            if let Some(session) = connection.session() {
+                session.extend_life(now.since(since));
+            }
         }
         if self.now.millis < connection.deadline(head_timeout) {
             let deadline = connection.deadline(head_timeout);

@@ -10,7 +10,11 @@ mod lifecycle;
 mod operate;
 mod read;
 
-use std::{collections::VecDeque, net::TcpListener, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::TcpListener,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use muster_wire::{Millis, close::CloseCode, session::Session};
@@ -20,19 +24,21 @@ use tokio::sync::mpsc;
 use self::cluster::Links;
 pub(crate) use self::lifecycle::Drain;
 use crate::{
-    connection::{ConnectionKey, Interest},
+    connection::{Connection, ConnectionKey, Interest, Phase},
     connections::Connections,
     core::{Core, Now, Pause},
     gate::Gate,
     link::{LinkEvent, LinkSettings},
     outbox::Flush,
     poller::{Poller, Ready},
-    upgrade::UpgradeRules,
+    upgrade::{self, UpgradeRules},
     wheel::Wheel,
 };
 
 /// Bytes read from one connection in one turn (delivery.md F1).
 const READ_BYTES_MAX: usize = 64 * 1024;
+/// Connections written to in one turn: about a millisecond (delivery.md F1).
+const WRITES_MAX: usize = 128;
 /// How long a closing connection may take to get its last bytes.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -63,8 +69,10 @@ pub(crate) struct Engine {
     read_buffer: Vec<u8>,
     /// Have whole messages left over from their turn.
     backlog: VecDeque<ConnectionKey>,
-    /// Are not read, and why.
-    paused: Vec<(ConnectionKey, Pause)>,
+    /// Are not read, by the reason why.
+    paused: HashMap<Pause, Vec<ConnectionKey>>,
+    /// Something happened that may have made room for those.
+    has_news: bool,
     /// Frames for one client, for reuse.
     out: Vec<Bytes>,
     ready: Vec<Ready>,
@@ -105,7 +113,8 @@ impl Engine {
             rng,
             read_buffer: vec![0; READ_BYTES_MAX],
             backlog: VecDeque::new(),
-            paused: Vec::new(),
+            paused: HashMap::new(),
+            has_news: false,
             out: Vec::new(),
             ready: Vec::new(),
             due: Vec::new(),
@@ -119,7 +128,7 @@ impl Engine {
 
     /// Whether there is work that waits for nothing.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+        !self.backlog.is_empty() || self.connections.has_dirty()
     }
 
     /// Begins a turn.
@@ -161,8 +170,11 @@ impl Engine {
         for key in self.connections.take_slow() {
             self.cut_slow_client(key);
         }
-        for key in self.connections.take_dirty() {
-            self.flush(key);
+        for _ in 0..WRITES_MAX {
+            match self.connections.next_dirty() {
+                Some(key) => self.flush(key),
+                None => break,
+            }
         }
         self.send_batches();
     }
@@ -216,11 +228,18 @@ impl Engine {
     /// Says goodbye to a client.
     fn close(&mut self, key: ConnectionKey, code: Option<CloseCode>, reason: &str) {
         let deadline = self.now.millis + LINGER;
-        if let Some(connection) = self.connections.get(key)
-            && !connection.is_closing()
-        {
-            let session = connection.close(code, reason, deadline);
-            self.closing(key, session, deadline);
+        match self.connections.get(key) {
+            Some(Connection {
+                phase: Phase::Head { .. },
+                ..
+            }) => {
+                self.refuse(key, upgrade::closing());
+            }
+            Some(connection) if !connection.is_closing() => {
+                let session = connection.close(code, reason, deadline);
+                self.closing(key, session, deadline);
+            }
+            Some(_) | None => {}
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
 const MESSAGES_MAX: usize = 64;
 
 /// What a message means for its connection.
+#[derive(Clone, Copy)]
 enum Verdict {
     Continue,
     Pause(Pause),
@@ -66,32 +67,44 @@ impl Engine {
         }
     }
 
-    /// Reads again from clients whose publications have room again.
+    /// Reads again from clients whose requests have room again.
     pub(super) fn resume_paused(&mut self) {
-        if self.paused.is_empty() {
+        if self.paused.is_empty() || !std::mem::take(&mut self.has_news) {
             return;
         }
-        for (key, pause) in std::mem::take(&mut self.paused) {
-            let Some(connection) = self.connections.get(key) else {
+        for (pause, keys) in std::mem::take(&mut self.paused) {
+            if let Pause::Shard(shard) = pause
+                && !self.core.router.has_room(shard)
+            {
+                self.paused.insert(pause, keys);
                 continue;
-            };
-            let Some(since) = connection.paused else {
-                continue;
-            };
-            let now = self.now.millis;
-            let Some(session) = connection.session() else {
-                continue;
-            };
-            if self.core.may_resume(pause, session) {
-                // We did not read, so its silence means nothing (delivery.md A6).
-                session.extend_life(now.since(since));
-                connection.paused = None;
-                self.watch(key, |interest| interest.read = true);
-                self.take_in(key, &mut []);
-            } else {
-                self.paused.push((key, pause));
+            }
+            for key in keys {
+                self.resume(key, pause);
             }
         }
+    }
+
+    fn resume(&mut self, key: ConnectionKey, pause: Pause) {
+        let now = self.now.millis;
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let Some(since) = connection.paused else {
+            return;
+        };
+        let Some(session) = connection.session() else {
+            return;
+        };
+        if !self.core.may_resume(pause, session) {
+            self.paused.entry(pause).or_default().push(key);
+            return;
+        }
+        // We did not read, so its silence means nothing (delivery.md A6).
+        session.extend_life(now.since(since));
+        connection.paused = None;
+        self.watch(key, |interest| interest.read = true);
+        self.take_in(key, &mut []);
     }
 
     /// Consumes what was left over, then `input`; keeps what cannot be consumed
@@ -117,8 +130,12 @@ impl Engine {
             && !connection.is_closing()
             && consumed < unread.len()
         {
-            unread.drain(..consumed);
-            connection.unread = unread;
+            // A copy of its own size: what it held before may have been large.
+            connection.unread = if consumed == 0 {
+                unread
+            } else {
+                unread.split_off(consumed)
+            };
         }
     }
 
@@ -129,7 +146,11 @@ impl Engine {
         let Some(connection) = self.connections.get(key) else {
             return 0;
         };
-        if let Phase::Head { accepted } = connection.phase {
+        if let Phase::Head { accepted, scanned } = &mut connection.phase {
+            let accepted = *accepted;
+            if !upgrade::may_be_complete(input, scanned, &self.settings.upgrade) {
+                return 0;
+            }
             match upgrade::decide(input, &self.settings.upgrade) {
                 Decision::Incomplete => return 0,
                 Decision::Refuse { answer } => {
@@ -318,7 +339,7 @@ impl Engine {
             && connection.paused.is_none()
         {
             connection.paused = Some(now);
-            self.paused.push((key, pause));
+            self.paused.entry(pause).or_default().push(key);
             self.watch(key, |interest| interest.read = false);
         }
     }

@@ -127,6 +127,7 @@ impl Cluster {
                     Some(batch) => broker.inbox.extend(batch.frames),
                     None => break,
                 }
+                self.router.refill(*slot, self.now);
             }
         }
     }
@@ -217,8 +218,9 @@ impl Cluster {
             .map(|link| link.node.incarnation);
         let stands = self.brokers[&slot].link_stands;
         if let (Some(incarnation), false) = (incarnation, stands)
-            && self.router.link_up(slot, incarnation, Vec::new(), self.now)
+            && self.router.link_up(slot, incarnation)
         {
+            self.router.send_all(self.now);
             let broker = self.brokers.get_mut(&slot).unwrap();
             *broker = Broker {
                 link_stands: true,
@@ -415,6 +417,7 @@ fn a_batch_is_at_most_64_kib_or_one_frame() {
     let slot = cluster.router.pending_links().next().unwrap();
     let mut frames = 0;
     while let Some(batch) = cluster.router.next_batch(slot) {
+        cluster.router.refill(slot, cluster.now);
         frames += batch.frames.len();
         let bytes: usize = batch.frames.iter().map(frame_bytes).sum();
         assert!(

@@ -275,6 +275,9 @@ impl Cluster {
             return;
         };
         let (index, slot, was) = (link.worker, link.slot, link.worker_side);
+        if was == WorkerSide::Closed {
+            return;
+        }
         link.close_worker_side();
         let worker = &mut self.workers[index];
         worker.links.remove(&slot);

@@ -42,9 +42,11 @@ pub(crate) enum Decision {
 /// Whether [`decide`] is worth its while: a head that comes byte by byte is not
 /// parsed anew for each. `scanned` is how much of it was looked at before.
 pub(crate) fn may_be_complete(input: &[u8], scanned: &mut usize, rules: &UpgradeRules) -> bool {
+    // The first bytes always are: garbage shows there.
+    let is_first = *scanned == 0;
     let news = input.get(*scanned..).unwrap_or_default();
     *scanned = input.len();
-    news.contains(&b'\n') || input.len() >= rules.head_bytes_max
+    is_first || news.contains(&b'\n') || input.len() >= rules.head_bytes_max
 }
 
 /// Decides on the bytes received so far.

@@ -46,7 +46,7 @@ pub struct BrokerOptions {
 pub struct BrokenRules {
     /// A1: every publication is taken for a new one.
     pub keys: bool,
-    /// A5: a publication of any epoch is taken.
+    /// A5: what a worker asks for at another epoch is done.
     pub epochs: bool,
     /// A5: what follows a refused publication is taken nevertheless.
     pub attempts: bool,
@@ -78,6 +78,8 @@ pub struct Journal {
 #[derive(Debug, Default)]
 struct JournalShard {
     holder: Option<(u32, u64)>,
+    /// At which it was opened last.
+    epoch: u64,
     generations: BTreeMap<Bytes, u64>,
     records: Vec<Appended>,
 }
@@ -196,9 +198,13 @@ impl SimBroker {
     pub fn open_shards(&mut self, journal: &mut Journal, now: Millis) {
         let me = (self.slot, self.incarnation);
         let view = if journal.is_durable {
-            without(&self.view, |shard| {
-                let holder = journal.shards.get(&shard).and_then(|shard| shard.holder);
-                holder.is_some_and(|holder| holder != me)
+            without(&self.view, |shard, epoch| {
+                let journal = journal.shards.get(&shard);
+                journal.is_some_and(|journal| {
+                    // A broker with an old view must not open what has been open
+                    // at a later epoch.
+                    journal.holder.is_some_and(|holder| holder != me) || journal.epoch > epoch
+                })
             })
         } else {
             self.view.clone()
@@ -217,7 +223,8 @@ impl SimBroker {
             }
         }
         for (shard, epoch) in &self.shards {
-            journal.shards.entry(*shard).or_default().holder = Some(me);
+            let open = journal.shards.entry(*shard).or_default();
+            (open.holder, open.epoch) = (Some(me), *epoch);
             if before.get(shard) != Some(epoch) {
                 self.replay(*shard, *epoch, journal, now);
             }
@@ -281,6 +288,7 @@ impl SimBroker {
                     record = self.record(publish);
                 }
                 Some(Frame::Subscribe(subscribe)) => {
+                    self.break_epoch(&subscribe.channel, &mut subscribe.shard_epoch);
                     generation.0 = journal.generation(&subscribe.channel, fresh);
                 }
                 Some(Frame::Hello(_) | Frame::Unsubscribe(_)) | None => {}
@@ -349,13 +357,17 @@ impl SimBroker {
         if self.broken.keys {
             publish.producer = Bytes::from(format!("p{}", self.counter));
         }
-        if self.broken.epochs
-            && let Some(epoch) = self.shards.get(&shard_of(&publish.channel))
-        {
-            publish.shard_epoch = *epoch;
-        }
+        self.break_epoch(&publish.channel, &mut publish.shard_epoch);
         if self.broken.attempts {
             publish.attempt = u32::try_from(self.counter).unwrap_or(u32::MAX);
+        }
+    }
+
+    fn break_epoch(&self, channel: &Bytes, epoch: &mut u64) {
+        if self.broken.epochs
+            && let Some(open) = self.shards.get(&shard_of(channel))
+        {
+            *epoch = *open;
         }
     }
 
@@ -416,7 +428,7 @@ impl TryRng for Generation {
 }
 
 /// The view with these shards given to nobody that exists.
-fn without(view: &View, is_held: impl Fn(ShardId) -> bool) -> View {
+fn without(view: &View, is_held: impl Fn(ShardId, u64) -> bool) -> View {
     let mut message = control::View::from(view);
     let nobody = u32::try_from(message.brokers.len()).unwrap_or(u32::MAX);
     message.brokers.push(control::BrokerNode {
@@ -425,7 +437,7 @@ fn without(view: &View, is_held: impl Fn(ShardId) -> bool) -> View {
         address: "unix:/nobody".into(),
     });
     for (shard, owner) in ShardId::all().zip(&mut message.owners) {
-        if is_held(shard) {
+        if is_held(shard, view.shard_epoch(shard)) {
             *owner = nobody;
         }
     }

@@ -33,6 +33,7 @@ type Place = (Life, usize);
 pub(crate) struct Checker {
     durable: bool,
     may_have_holes: bool,
+    hears_own: bool,
     publish_timeout: Duration,
     publications: BTreeMap<u64, Publication>,
     /// By channel.
@@ -58,19 +59,26 @@ struct Publication {
     channel: usize,
     connection: u64,
     said: u64,
+    /// When its worker began to read the message it is in.
     handed: Option<(u64, Millis)>,
+    /// When its worker was done with that message.
+    taken: Option<Millis>,
     places: BTreeMap<Life, usize>,
     acked: bool,
 }
 
 #[derive(Debug)]
 struct Span {
+    /// Of the subscribe.
+    cid: u64,
     worker: usize,
     opened: u64,
     /// The owner has had the subscription since.
     confirmed: bool,
     acked: Option<Acked>,
-    last: Option<Place>,
+    /// Where what was heard last may be: in more than one log if it was
+    /// appended again after a log was lost.
+    last: Vec<Place>,
     heard: BTreeSet<u64>,
     holes_before: u64,
 }
@@ -82,11 +90,29 @@ struct Acked {
     lengths: BTreeMap<Life, usize>,
 }
 
+impl Span {
+    /// Of these places those right after the last one, and all that are later.
+    fn after_last(&self, places: &[Place]) -> (Vec<Place>, Vec<Place>) {
+        let is_later =
+            |place: &&Place| self.last.is_empty() || self.last.iter().any(|last| *place > last);
+        let is_next = |place: &&Place| match (&self.last[..], &self.acked) {
+            ([], None) => true,
+            ([], Some(acked)) => {
+                place.1 <= acked.lengths.get(&place.0).copied().unwrap_or_default()
+            }
+            (last, _) => last.iter().any(|last| **place == (last.0, last.1 + 1)),
+        };
+        let later = places.iter().filter(is_later).copied().collect();
+        (places.iter().filter(is_next).copied().collect(), later)
+    }
+}
+
 impl Checker {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         Self {
             durable: scenario.durable,
             may_have_holes: scenario.may_have_holes,
+            hears_own: scenario.hears_own,
             publish_timeout: scenario.publish_timeout,
             publications: BTreeMap::new(),
             logs: BTreeMap::new(),
@@ -112,6 +138,7 @@ impl Checker {
             connection,
             said: self.tick(),
             handed: None,
+            taken: None,
             places: BTreeMap::new(),
             acked: false,
         };
@@ -119,7 +146,7 @@ impl Checker {
         id
     }
 
-    /// The worker takes a publication from its client.
+    /// The worker begins with the message that a publication is in.
     pub(crate) fn handed(&mut self, id: u64, now: Millis) {
         let moment = self.tick();
         if let Some(publication) = self.publications.get_mut(&id) {
@@ -127,13 +154,21 @@ impl Checker {
         }
     }
 
-    pub(crate) fn subscribes(&mut self, worker: usize, connection: u64, channel: usize) {
+    /// The worker is done with the message that a publication is in.
+    pub(crate) fn taken(&mut self, id: u64, now: Millis) {
+        if let Some(publication) = self.publications.get_mut(&id) {
+            publication.taken = Some(now);
+        }
+    }
+
+    pub(crate) fn subscribes(&mut self, worker: usize, connection: u64, channel: usize, cid: u64) {
         let span = Span {
+            cid,
             worker,
             opened: self.tick(),
             confirmed: self.confirmed.contains(&(worker, channel)),
             acked: None,
-            last: None,
+            last: Vec::new(),
             heard: BTreeSet::new(),
             holes_before: self.holes_of(worker, channel),
         };
@@ -202,7 +237,12 @@ impl Checker {
             return Err(Violation(format!("{id} was appended and never said")));
         };
         let channel = publication.channel;
-        let log = self.logs.entry(channel).or_default().entry(life).or_default();
+        let log = self
+            .logs
+            .entry(channel)
+            .or_default()
+            .entry(life)
+            .or_default();
         if publication.places.insert(life, log.len()).is_some() {
             return Err(Violation(format!("{id} was appended twice to c{channel}")));
         }
@@ -233,29 +273,26 @@ impl Checker {
                 "connection {connection} heard {id} of c{channel} without a subscription"
             )));
         };
-        let mut places = publication.places.iter().map(|(life, index)| (*life, *index));
-        let place = places.find(|place| span.last.is_none_or(|last| *place > last));
-        let Some(place) = place else {
+        let places = publication
+            .places
+            .iter()
+            .map(|(life, index)| (*life, *index));
+        let places: Vec<Place> = places.collect();
+        let (next, later) = span.after_last(&places);
+        if later.is_empty() {
             return Err(Violation(format!(
                 "connection {connection} heard {id} of c{channel} again or out of order: it is at \
-                 {:?}, the last it heard was at {:?}",
-                publication.places, span.last
+                 {places:?}, the last it heard was at {:?}",
+                span.last
             )));
-        };
+        }
         span.heard.insert(id);
-        let is_next = match (span.last, &span.acked) {
-            (Some((life, index)), _) => place == (life, index + 1),
-            (None, Some(acked)) => {
-                let length = acked.lengths.get(&place.0).copied().unwrap_or_default();
-                place.1 <= length
-            }
-            (None, None) => true,
-        };
-        let last = span.last.replace(place);
+        let is_next = !next.is_empty();
+        let last = std::mem::replace(&mut span.last, if is_next { next } else { later });
         let counted = self.holes.get(&(span.worker, channel)).copied();
         if !is_next && counted.unwrap_or_default() <= span.holes_before {
             return Err(Violation(format!(
-                "connection {connection} heard {id} of c{channel} at {place:?} after {last:?}: a \
+                "connection {connection} heard {id} of c{channel} at {places:?} after {last:?}: a \
                  hole that nobody counted"
             )));
         }
@@ -276,11 +313,11 @@ impl Checker {
             (_, Some(error)) => Err(Violation(format!(
                 "connection {connection} got {error} for {call:?}"
             ))),
-            (Call::Subscribe(channel), None) => {
+            (Call::Subscribe(channel, cid), None) => {
                 let lengths = self.lengths(channel);
                 // It may have been given up meanwhile.
                 if let Some(span) = self.spans.get_mut(&(connection, channel))
-                    && span.acked.is_none()
+                    && span.cid == cid
                 {
                     if !span.confirmed {
                         return Err(Violation(format!(
@@ -300,8 +337,8 @@ impl Checker {
         let Call::Publish(id) = call else {
             return false;
         };
-        let handed = self.publications.get(&id).and_then(|it| it.handed);
-        handed.is_some_and(|(_, at)| now.since(at) > self.publish_timeout + grace)
+        let taken = self.publications.get(&id).and_then(|it| it.taken);
+        taken.is_some_and(|at| now.since(at) > self.publish_timeout + grace)
     }
 
     /// Whether the connection has heard a publication, as a subscriber.
@@ -327,7 +364,8 @@ impl Checker {
             for (id, publication) in &self.publications {
                 let concerns = publication.channel == *channel && publication.acked;
                 let after_ack = publication.said > acked.moment;
-                let own_after_subscribe = publication.connection == *connection
+                let own_after_subscribe = self.hears_own
+                    && publication.connection == *connection
                     && publication.handed.is_some_and(|(at, _)| at > span.opened);
                 if concerns && (after_ack || own_after_subscribe) && !span.heard.contains(id) {
                     return Err(Violation(format!(
@@ -355,7 +393,7 @@ impl Checker {
         };
         let end = (*life, *length - 1);
         let nothing_new = acked.lengths.get(life) == Some(length);
-        if nothing_new || span.last == Some(end) {
+        if nothing_new || span.last.contains(&end) {
             return Ok(());
         }
         Err(Violation(format!(
@@ -377,9 +415,9 @@ impl Checker {
             return Err(Violation(format!("{id} was answered before it was read")));
         };
         match error {
-            None if publication.places.is_empty() => Err(Violation(format!(
-                "{id} was acknowledged and is in no log"
-            ))),
+            None if publication.places.is_empty() => {
+                Err(Violation(format!("{id} was acknowledged and is in no log")))
+            }
             None => {
                 publication.acked = true;
                 Ok(())
@@ -400,7 +438,10 @@ impl Checker {
     }
 
     fn holes_of(&self, worker: usize, channel: usize) -> u64 {
-        self.holes.get(&(worker, channel)).copied().unwrap_or_default()
+        self.holes
+            .get(&(worker, channel))
+            .copied()
+            .unwrap_or_default()
     }
 
     fn tick(&mut self) -> u64 {

@@ -25,6 +25,8 @@ pub(crate) struct Connection {
     pub(crate) serial: u64,
     /// Said and not yet at the worker.
     pub(crate) uplink: VecDeque<Message>,
+    /// The worker has begun with these and not finished.
+    pub(crate) unfinished: Vec<Packet>,
     /// Channels the client wants, by what it has said.
     pub(crate) wants: BTreeSet<usize>,
     next_cid: u64,
@@ -43,7 +45,8 @@ pub(crate) struct Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Packet {
     Handshake,
-    Subscribe(usize),
+    /// A channel, and the call's number.
+    Subscribe(usize, u64),
     Unsubscribe(usize),
     Publish(u64),
     Pong,
@@ -52,7 +55,8 @@ pub(crate) enum Packet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Handshake,
-    Subscribe(usize),
+    /// A channel, and the call's number.
+    Subscribe(usize, u64),
     Unsubscribe(usize),
     Publish(u64),
 }
@@ -83,7 +87,11 @@ pub(crate) fn channel_name(channel: usize) -> String {
 }
 
 pub(crate) fn channel_number(name: &[u8]) -> Option<usize> {
-    std::str::from_utf8(name).ok()?.strip_prefix('c')?.parse().ok()
+    std::str::from_utf8(name)
+        .ok()?
+        .strip_prefix('c')?
+        .parse()
+        .ok()
 }
 
 /// The number of the publication with this raw data.
@@ -100,13 +108,15 @@ impl Connection {
             key,
             serial,
             uplink: VecDeque::new(),
+            unfinished: Vec::new(),
             wants: BTreeSet::new(),
             next_cid: 1,
             calls: BTreeMap::new(),
             in_order: VecDeque::new(),
         };
         let cid = connection.call(Call::Handshake);
-        let packet = format!(r##"{{"event":"#handshake","data":{{"authToken":null}},"cid":{cid}}}"##);
+        let packet =
+            format!(r##"{{"event":"#handshake","data":{{"authToken":null}},"cid":{cid}}}"##);
         connection.say(vec![(packet, Packet::Handshake)]);
         connection
     }
@@ -121,10 +131,11 @@ impl Connection {
 
     pub(crate) fn subscribe(&mut self, channel: usize) -> (String, Packet) {
         self.wants.insert(channel);
-        let cid = self.call(Call::Subscribe(channel));
+        let cid = self.call(Call::Subscribe(channel, self.next_cid));
         let name = channel_name(channel);
-        let text = format!(r##"{{"event":"#subscribe","data":{{"channel":"{name}"}},"cid":{cid}}}"##);
-        (text, Packet::Subscribe(channel))
+        let text =
+            format!(r##"{{"event":"#subscribe","data":{{"channel":"{name}"}},"cid":{cid}}}"##);
+        (text, Packet::Subscribe(channel, cid))
     }
 
     pub(crate) fn unsubscribe(&mut self, channel: usize) -> (String, Packet) {

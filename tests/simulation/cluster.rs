@@ -99,12 +99,6 @@ pub(crate) enum WorkerSide {
 
 impl Cluster {
     pub(crate) fn new(scenario: &Scenario, seed: u64, keep_transcript: bool) -> Self {
-        let worker = || Worker {
-            sim: SimWorker::new(worker_options(scenario)),
-            control: VecDeque::new(),
-            view: View::default(),
-            links: BTreeMap::new(),
-        };
         let clients = (0..scenario.clients).map(|index| Client {
             worker: index % scenario.workers,
             connection: None,
@@ -114,8 +108,8 @@ impl Cluster {
             now: Millis(0),
             worker_tick_at: Millis(0) + WORKER_TICK,
             broker_tick_at: Millis(0) + BROKER_TICK,
-            workers: std::iter::repeat_with(worker)
-                .take(scenario.workers)
+            workers: (0..scenario.workers)
+                .map(|_| Worker::new(scenario))
                 .collect(),
             brokers: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -164,6 +158,23 @@ impl Cluster {
             link.to_broker.clear();
             link.credits.clear();
         }
+    }
+
+    /// A worker process dies, and with it every connection it has. The next one
+    /// knows nothing but the newest view, which is on its way.
+    pub(crate) fn restart_worker(&mut self, index: usize) {
+        for client in self.clients.iter_mut().filter(|it| it.worker == index) {
+            if let Some(connection) = client.connection.take() {
+                self.checker.left(connection.serial);
+            }
+        }
+        for link in self.links.values_mut().filter(|it| it.worker == index) {
+            link.close_worker_side();
+        }
+        self.checker.unconfirmed(index, |_| true);
+        let mut worker = Worker::new(&self.scenario);
+        worker.control.push_back(self.view.clone());
+        self.workers[index] = worker;
     }
 
     /// The orchestrator makes the next view and sends it to every node.
@@ -313,6 +324,7 @@ impl Cluster {
             for index in 0..self.workers.len() {
                 self.workers[index].sim.handle_tick(self.now);
                 self.end_worker_turn(index)?;
+                self.check_bounds(index)?;
             }
             self.check_time_outs()?;
         }
@@ -338,6 +350,17 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+}
+
+impl Worker {
+    fn new(scenario: &Scenario) -> Self {
+        Self {
+            sim: SimWorker::new(worker_options(scenario)),
+            control: VecDeque::new(),
+            view: View::default(),
+            links: BTreeMap::new(),
+        }
     }
 }
 

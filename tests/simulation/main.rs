@@ -1,8 +1,19 @@
 //! Seeded simulation of a cluster without sockets: sessions, routing, links,
 //! brokers and views under a scheduler that delays, drops, repeats and kills.
 //!
-//! Replay one run with `MUSTER_SIM_SCENARIO=name MUSTER_SIM_SEED=number`; run
-//! more of them with `MUSTER_SIM_SEEDS=number` per scenario.
+//! Every test runs one scenario (`scenario.rs`) with a number of seeds, or with
+//! one of its rules broken on purpose until that shows. What must hold is in
+//! `checker.rs`. A failing seed prints how to replay it:
+//!
+//! - `MUSTER_SIM_SEED=number` runs that seed alone, `MUSTER_SIM_SCENARIO=name`
+//!   that scenario alone;
+//! - `MUSTER_SIM_SEEDS=number` runs that many seeds of each scenario;
+//! - `MUSTER_SIM_LINES=number` keeps that many lines of a transcript.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "seeds, figures and transcripts are what this prints"
+)]
 
 mod checker;
 mod client;
@@ -17,16 +28,65 @@ mod transcript;
 use muster_broker::simulation::BrokenRules;
 
 use crate::{
-    run::{Plan, find_violation, hold},
+    run::{find_violation, hold, transcript},
     scenario::{Broken, Scenario},
 };
 
 /// Seeds in which a broken rule must show.
-const SEEDS_TO_FIND: u64 = 300;
+const SEEDS_TO_FIND: u64 = 100;
 
 #[test]
-fn everything_promised_holds_whatever_happens() {
-    hold(&Plan::from_env());
+fn without_faults_every_client_gets_every_publication_in_order() {
+    hold(&scenario::calm());
+}
+
+#[test]
+fn a_link_that_breaks_at_any_message_loses_and_repeats_nothing() {
+    hold(&scenario::links());
+}
+
+#[test]
+fn full_windows_and_exhausted_credit_only_delay() {
+    hold(&scenario::tight());
+}
+
+#[test]
+fn shards_that_move_lose_and_repeat_nothing_whoever_hears_of_it_when() {
+    hold(&scenario::moves());
+}
+
+#[test]
+fn brokers_that_return_with_their_journal_lose_and_repeat_nothing() {
+    hold(&scenario::restarts());
+}
+
+#[test]
+fn what_is_lost_with_a_broker_that_returns_without_its_log_is_counted() {
+    hold(&scenario::lost_logs());
+}
+
+#[test]
+fn publications_that_wait_too_long_are_answered_that_nobody_knows() {
+    hold(&scenario::timeouts());
+}
+
+#[test]
+fn what_a_short_tail_does_not_retain_is_counted() {
+    hold(&scenario::short_tail());
+}
+
+#[test]
+fn everything_at_once_loses_and_repeats_nothing() {
+    hold(&scenario::everything());
+}
+
+#[test]
+fn a_seed_replays_to_the_last_event() {
+    let scenario = scenario::everything();
+    let (once, again) = (transcript(&scenario, 1), transcript(&scenario, 1));
+    let differs = once.lines().zip(again.lines()).find(|(a, b)| a != b);
+    assert_eq!(differs, None);
+    assert_eq!(once.lines().count(), again.lines().count());
 }
 
 #[test]
@@ -35,16 +95,16 @@ fn a_broker_that_takes_every_publication_for_a_new_one_is_caught() {
         keys: true,
         ..BrokenRules::default()
     };
-    is_caught(scenario::links(), Broken { broker, positions: false });
+    is_caught(scenario::links(), broker, false);
 }
 
 #[test]
-fn a_broker_that_takes_publications_of_any_epoch_is_caught() {
+fn a_broker_that_does_not_look_at_epochs_is_caught() {
     let broker = BrokenRules {
         epochs: true,
         ..BrokenRules::default()
     };
-    is_caught(scenario::moves(), Broken { broker, positions: false });
+    is_caught(scenario::moves(), broker, false);
 }
 
 #[test]
@@ -53,16 +113,16 @@ fn a_broker_that_takes_what_follows_a_refused_publication_is_caught() {
         attempts: true,
         ..BrokenRules::default()
     };
-    is_caught(scenario::moves(), Broken { broker, positions: false });
+    is_caught(scenario::moves(), broker, false);
 }
 
 #[test]
 fn a_worker_that_forgets_its_positions_is_caught() {
-    let broker = BrokenRules::default();
-    is_caught(scenario::links(), Broken { broker, positions: true });
+    is_caught(scenario::links(), BrokenRules::default(), true);
 }
 
-fn is_caught(scenario: Scenario, broken: Broken) {
+fn is_caught(scenario: Scenario, broker: BrokenRules, positions: bool) {
+    let broken = Broken { broker, positions };
     let scenario = Scenario { broken, ..scenario };
     let found = find_violation(&scenario, SEEDS_TO_FIND);
     let (seed, violation) = found.expect("a broken rule must show");

@@ -2,43 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Instant,
 };
 
-use crate::{
-    checker::Violation,
-    cluster::Cluster,
-    scenario::{self, Scenario},
-};
+use crate::{checker::Violation, cluster::Cluster, scenario::Scenario};
 
 /// Seeds per scenario unless the environment says otherwise.
-const SEEDS: u64 = 40;
-
-/// Which runs to make.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    scenarios: Vec<Scenario>,
-    seeds: std::ops::Range<u64>,
-}
-
-impl Plan {
-    pub(crate) fn from_env() -> Self {
-        let number = |name: &str| -> Option<u64> {
-            let value = std::env::var(name).ok()?;
-            Some(value.parse().expect("a number of seeds, or a seed"))
-        };
-        let wanted = std::env::var("MUSTER_SIM_SCENARIO").ok();
-        let mut scenarios = scenario::all();
-        scenarios.retain(|it| wanted.as_ref().is_none_or(|name| *name == it.name));
-        assert!(!scenarios.is_empty(), "there is no scenario {wanted:?}");
-        let seeds = match number("MUSTER_SIM_SEED") {
-            Some(seed) => seed..seed + 1,
-            None => 0..number("MUSTER_SIM_SEEDS").unwrap_or(SEEDS),
-        };
-        Self { scenarios, seeds }
-    }
-}
+const SEEDS: u64 = 12;
 
 /// What a run that went well amounted to.
 #[derive(Debug, Default)]
@@ -47,32 +19,53 @@ struct Outcome {
     faults: BTreeMap<&'static str, u64>,
 }
 
-/// Runs the plan, and fails with a transcript at the first violation.
-pub(crate) fn hold(plan: &Plan) {
-    for scenario in &plan.scenarios {
-        let started = now();
-        let mut total = Outcome::default();
-        for seed in plan.seeds.clone() {
-            match run(scenario, seed) {
-                Ok(outcome) => total.add(outcome),
-                Err(violation) => fail(scenario, seed, &violation),
-            }
+/// Runs a scenario, and fails with a transcript at the first violation.
+pub(crate) fn hold(scenario: &Scenario) {
+    let wanted = std::env::var("MUSTER_SIM_SCENARIO").ok();
+    if wanted.is_some_and(|name| name != scenario.name) {
+        return;
+    }
+    let seeds = seeds();
+    let count = seeds.end - seeds.start;
+    let started = now();
+    let mut total = Outcome::default();
+    for seed in seeds {
+        match run(scenario, seed) {
+            Ok(outcome) => total.add(outcome),
+            Err(violation) => fail(scenario, seed, &violation),
         }
-        let seconds = started.elapsed().as_secs_f64();
-        let seeds = plan.seeds.end - plan.seeds.start;
-        println!(
-            "{:<11} {seeds} seeds, {:.0} per second, {} publications, {:?}",
-            scenario.name,
-            seeds as f64 / seconds,
-            total.publications,
-            total.faults
-        );
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{}: {count} seeds, {:.0} per second, {} publications, {:?}",
+        scenario.name,
+        count as f64 / seconds,
+        total.publications,
+        total.faults
+    );
+}
+
+fn seeds() -> Range<u64> {
+    let number = |name: &str| -> Option<u64> {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse().expect("a number of seeds, or a seed"))
+    };
+    match number("MUSTER_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MUSTER_SIM_SEEDS").unwrap_or(SEEDS),
     }
 }
 
 /// The first seed below `seeds` that shows a violation.
 pub(crate) fn find_violation(scenario: &Scenario, seeds: u64) -> Option<(u64, Violation)> {
     (0..seeds).find_map(|seed| Some((seed, run(scenario, seed).err()?)))
+}
+
+/// Everything that happens in a run, as text.
+pub(crate) fn transcript(scenario: &Scenario, seed: u64) -> String {
+    let mut cluster = Cluster::new(scenario, seed, true);
+    let outcome = run_to_end(&mut cluster);
+    format!("{}{outcome:?}", cluster.transcript)
 }
 
 fn run(scenario: &Scenario, seed: u64) -> Result<Outcome, Violation> {
@@ -104,11 +97,14 @@ fn fail(scenario: &Scenario, seed: u64, violation: &Violation) -> ! {
     let again = run_to_end(&mut cluster).err();
     println!("{}", cluster.transcript);
     let replay = format!(
-        "MUSTER_SIM_SCENARIO={} MUSTER_SIM_SEED={seed} cargo test -p muster-tests --test simulation \
-         -- --nocapture everything",
+        "MUSTER_SIM_SCENARIO={} MUSTER_SIM_SEED={seed} cargo test -p muster-tests --test simulation",
         scenario.name
     );
-    assert_eq!(again.as_ref(), Some(violation), "the seed does not replay: {replay}");
+    assert_eq!(
+        again.as_ref(),
+        Some(violation),
+        "the seed does not replay: {replay}"
+    );
     panic!("{violation}\nreplay: {replay}");
 }
 

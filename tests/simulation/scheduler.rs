@@ -31,9 +31,10 @@ enum Kind {
     ChangeView,
     Kill,
     Restart,
+    RestartWorker,
 }
 
-fn choices(weights: &Weights) -> [(Kind, u32); 15] {
+fn choices(weights: &Weights) -> [(Kind, u32); 16] {
     [
         (Kind::Client, weights.client),
         (Kind::Uplink, weights.uplink),
@@ -50,6 +51,7 @@ fn choices(weights: &Weights) -> [(Kind, u32); 15] {
         (Kind::ChangeView, weights.change_view),
         (Kind::Kill, weights.kill),
         (Kind::Restart, weights.restart),
+        (Kind::RestartWorker, weights.restart_worker),
     ]
 }
 
@@ -98,6 +100,7 @@ impl Cluster {
             Kind::ChangeView => Ok(self.change_view()),
             Kind::Kill => Ok(self.kill_somewhere()),
             Kind::Restart => Ok(self.restart_somewhere()),
+            Kind::RestartWorker => Ok(self.restart_a_worker()),
         }
     }
 
@@ -212,7 +215,8 @@ impl Cluster {
         }
         self.cut(id);
         self.transcript.fault("link cut");
-        self.transcript.line(self.now, || format!("link {id} breaks"));
+        self.transcript
+            .line(self.now, || format!("link {id} breaks"));
         true
     }
 
@@ -337,6 +341,15 @@ impl Cluster {
         self.transcript.fault("broker killed");
         self.transcript
             .line(self.now, || format!("broker {slot} dies"));
+        true
+    }
+
+    fn restart_a_worker(&mut self) -> bool {
+        let index = self.rng.random_range(0..self.workers.len());
+        self.restart_worker(index);
+        self.transcript.fault("worker killed");
+        self.transcript
+            .line(self.now, || format!("worker {index} dies and is back"));
         true
     }
 

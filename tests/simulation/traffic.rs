@@ -40,18 +40,22 @@ impl Cluster {
             return Ok(false);
         };
         transcript.line(*now, || {
-            format!("worker {index} reads connection {}: {:?}", connection.serial, message.packets)
+            format!(
+                "worker {index} reads connection {}: {:?}",
+                connection.serial, message.packets
+            )
         });
         for packet in &message.packets {
             match *packet {
                 Packet::Publish(id) => checker.handed(id, *now),
-                Packet::Subscribe(channel) => {
-                    checker.subscribes(index, connection.serial, channel);
+                Packet::Subscribe(channel, cid) => {
+                    checker.subscribes(index, connection.serial, channel, cid);
                 }
                 Packet::Unsubscribe(channel) => checker.unsubscribes(connection.serial, channel),
                 Packet::Handshake | Packet::Pong => {}
             }
         }
+        connection.unfinished = message.packets;
         worker.handle_text(connection.key, &message.text, *now);
         self.end_worker_turn(index)?;
         Ok(true)
@@ -62,12 +66,30 @@ impl Cluster {
         let worker = &mut self.workers[index].sim;
         worker.resume(self.now);
         for said in worker.take_heard() {
-            self.client_hears(index, said)?;
+            self.client_hears(index, &said)?;
         }
-        self.check_bounds(index)
+        self.note_finished(index);
+        Ok(())
     }
 
-    fn client_hears(&mut self, index: usize, said: WorkerSaid) -> Result<(), Violation> {
+    fn note_finished(&mut self, index: usize) {
+        let worker = &mut self.workers[index].sim;
+        for client in self.clients.iter_mut().filter(|it| it.worker == index) {
+            let Some(connection) = &mut client.connection else {
+                continue;
+            };
+            if connection.unfinished.is_empty() || worker.is_unfinished(connection.key) {
+                continue;
+            }
+            for packet in connection.unfinished.drain(..) {
+                if let Packet::Publish(id) = packet {
+                    self.checker.taken(id, self.now);
+                }
+            }
+        }
+    }
+
+    fn client_hears(&mut self, index: usize, said: &WorkerSaid) -> Result<(), Violation> {
         let Self {
             clients,
             checker,
@@ -97,7 +119,9 @@ impl Cluster {
                     checker.answered(serial, call, error.as_deref(), *now)?;
                 }
                 Heard::Publication { channel, id } => {
-                    transcript.line(*now, || format!("connection {serial} hears {id} of c{channel}"));
+                    transcript.line(*now, || {
+                        format!("connection {serial} hears {id} of c{channel}")
+                    });
                     checker.heard(serial, channel, id)?;
                 }
             }
@@ -105,10 +129,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn check_bounds(&self, index: usize) -> Result<(), Violation> {
+    pub(crate) fn check_bounds(&self, index: usize) -> Result<(), Violation> {
         let fill = self.workers[index].sim.fill();
         if fill.kept_bytes != fill.accounted_bytes {
-            return Err(Violation(format!("worker {index} has lost count: {fill:?}")));
+            return Err(Violation(format!(
+                "worker {index} has lost count: {fill:?}"
+            )));
         }
         // A window closes after the message that fills it, and those of several
         // brokers become one's when their shards move there.
@@ -117,7 +143,9 @@ impl Cluster {
         let windows = scenario.brokers as usize + 1;
         let bound = windows * scenario.window_bytes + scenario.clients * message;
         if fill.window_bytes > bound {
-            return Err(Violation(format!("worker {index} keeps too much: {fill:?}")));
+            return Err(Violation(format!(
+                "worker {index} keeps too much: {fill:?}"
+            )));
         }
         Ok(())
     }
@@ -131,11 +159,18 @@ impl Cluster {
         {
             return false;
         }
-        let Some(batch) = self.workers[link.worker].sim.next_batch(link.slot) else {
+        let Some(batch) = self.workers[link.worker]
+            .sim
+            .next_batch(link.slot, self.now)
+        else {
             return false;
         };
         self.transcript.line(self.now, || {
-            format!("worker {} sends on link {id}: {}", link.worker, frames(&batch.frames))
+            format!(
+                "worker {} sends on link {id}: {}",
+                link.worker,
+                frames(&batch.frames)
+            )
         });
         if !link.is_cut {
             link.to_broker.push_back(batch);
@@ -171,8 +206,13 @@ impl Cluster {
             .map_err(|error| Violation(error.to_string()))?;
         let owner = (link.slot, link.incarnation);
         transcript.line(*now, || {
-            let ids = appended.iter().filter_map(|it| publication_id(it.data.as_deref()?));
-            format!("broker {owner:?} reads link {id}, appends {:?}", ids.collect::<Vec<_>>())
+            let ids = appended
+                .iter()
+                .filter_map(|it| publication_id(it.data.as_deref()?));
+            format!(
+                "broker {owner:?} reads link {id}, appends {:?}",
+                ids.collect::<Vec<_>>()
+            )
         });
         for appended in appended {
             let number = appended.data.as_deref().and_then(publication_id);
@@ -203,13 +243,19 @@ impl Cluster {
             }
         };
         self.transcript.line(self.now, || {
-            format!("broker {} sends on link {id}: {}", link.slot, frames(&batch.frames))
+            format!(
+                "broker {} sends on link {id}: {}",
+                link.slot,
+                frames(&batch.frames)
+            )
         });
         link.uncredited += relayed_bytes(&batch);
         let most = self.scenario.credit_bytes + self.scenario.data_bytes.end as u64 + 20;
         if link.uncredited > most {
             let uncredited = link.uncredited;
-            return Err(Violation(format!("link {id} got {uncredited} bytes without credit")));
+            return Err(Violation(format!(
+                "link {id} got {uncredited} bytes without credit"
+            )));
         }
         if !link.is_cut {
             link.to_worker.push_back(batch);
@@ -348,8 +394,14 @@ fn relayed_bytes(batch: &BrokerBatch) -> u64 {
     batch.frames.iter().map(|it| data(&it.frame) as u64).sum()
 }
 
-/// Frames as a transcript shows them: without padding.
+/// Frames as a transcript shows them: without padding, and without the numbers
+/// of requests, which follow the order of a hash map.
 fn frames(frames: &[impl std::fmt::Debug]) -> String {
-    let text = format!("{frames:?}");
-    text.replace("xxxxxxxx", "")
+    let text = format!("{frames:?}").replace("xxxxxxxx", "");
+    let mut parts = text.split(", request: ");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        shown.push_str(part.trim_start_matches(|digit: char| digit.is_ascii_digit()));
+    }
+    shown
 }

@@ -7,27 +7,31 @@ use std::{
 
 use muster_wire::Millis;
 
-const LINES_MAX: usize = 120;
+/// Lines kept, unless `MUSTER_SIM_LINES` says otherwise.
+const LINES: usize = 120;
 
 /// Keeps lines only when asked to, because most runs need none.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
-    is_on: bool,
+    /// Zero: nothing is kept.
+    lines_max: usize,
     lines: VecDeque<String>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
 }
 
 impl Transcript {
     pub(crate) fn new(is_on: bool) -> Self {
+        let wanted = std::env::var("MUSTER_SIM_LINES").ok();
+        let lines = wanted.map_or(LINES, |lines| lines.parse().expect("a number of lines"));
         Self {
-            is_on,
+            lines_max: if is_on { lines } else { 0 },
             ..Self::default()
         }
     }
 
     pub(crate) fn line(&mut self, now: Millis, line: impl FnOnce() -> String) {
-        if self.is_on {
-            if self.lines.len() == LINES_MAX {
+        if self.lines_max > 0 {
+            if self.lines.len() == self.lines_max {
                 self.lines.pop_front();
             }
             self.lines.push_back(format!("{:>7} {}", now.0, line()));

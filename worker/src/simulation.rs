@@ -103,6 +103,8 @@ struct SimClient {
     serial: u32,
     session: Session,
     paused: Option<(Pause, Millis)>,
+    /// A message and how much of it is done.
+    unfinished: Option<(String, usize)>,
 }
 
 impl SimWorker {
@@ -140,6 +142,14 @@ impl SimWorker {
             .is_some_and(|client| client.paused.is_none())
     }
 
+    /// Whether the rest of a message waits until the client is read again.
+    #[must_use]
+    pub fn is_unfinished(&mut self, key: ClientKey) -> bool {
+        self.clients
+            .get(key.0)
+            .is_some_and(|client| client.unfinished.is_some())
+    }
+
     /// A text message from a client that is read.
     pub fn handle_text(&mut self, key: ClientKey, text: &str, now: Millis) {
         let Some(client) = self.clients.get(key.0) else {
@@ -150,22 +160,22 @@ impl SimWorker {
         let ingress =
             self.core
                 .handle_text(key.0, &mut client.session, text, &mut out, present(now));
-        if let Ingress::Pause(pause) = ingress {
-            client.paused = Some((pause, now));
-        }
-        self.clients.send(key.0, &mut out);
-        self.close_if(key.0, ingress);
+        self.obey(key.0, ingress, text, &mut out, now);
     }
 
     /// Reads again from clients for which there is room again; ends each turn.
     pub fn resume(&mut self, now: Millis) {
-        for client in self.clients.by_index.values_mut() {
-            if let Some((pause, since)) = client.paused
-                && self.core.may_resume(pause, &client.session)
-            {
-                client.session.extend_life(now.since(since));
-                client.paused = None;
+        let mut paused = Vec::new();
+        for (index, client) in &self.clients.by_index {
+            if client.paused.is_some() {
+                paused.push(ConnectionKey {
+                    index: *index,
+                    serial: client.serial,
+                });
             }
+        }
+        for key in paused {
+            self.resume_client(key, now);
         }
     }
 
@@ -201,8 +211,9 @@ impl SimWorker {
     }
 
     /// The next batch for a broker whose link has room for one.
-    pub fn next_batch(&mut self, broker: u32) -> Option<WorkerBatch> {
+    pub fn next_batch(&mut self, broker: u32, now: Millis) -> Option<WorkerBatch> {
         let mut batch = self.core.router.next_batch(broker)?;
+        self.core.router.refill(broker, now);
         sort_subscribes(&mut batch.frames);
         if self.forgets_positions {
             for frame in &mut batch.frames {
@@ -232,14 +243,19 @@ impl SimWorker {
 
     /// To be called about every 100 ms.
     pub fn handle_tick(&mut self, now: Millis) {
-        let due = |(index, client): (&u32, &SimClient)| {
-            let is_due = client.paused.is_none() && now >= client.session.deadline();
-            is_due.then_some(ConnectionKey {
-                index: *index,
-                serial: client.serial,
-            })
-        };
-        let due: Vec<ConnectionKey> = self.clients.by_index.iter().filter_map(due).collect();
+        let mut due = Vec::new();
+        for (index, client) in &mut self.clients.by_index {
+            if let Some((_, since)) = &mut client.paused {
+                client.session.extend_life(now.since(*since));
+                *since = now;
+            }
+            if now >= client.session.deadline() {
+                due.push(ConnectionKey {
+                    index: *index,
+                    serial: client.serial,
+                });
+            }
+        }
         for key in due {
             self.handle_session_timeout(key, now);
         }
@@ -270,6 +286,58 @@ impl SimWorker {
             frames: fill.frames,
             paused: clients.filter(|client| client.paused.is_some()).count(),
         }
+    }
+
+    fn resume_client(&mut self, key: ConnectionKey, now: Millis) {
+        while let Some(client) = self.clients.get(key)
+            && let Some((pause, since)) = client.paused
+            && self.core.may_resume(pause, &client.session)
+        {
+            client.session.extend_life(now.since(since));
+            client.paused = None;
+            let Some((text, at)) = client.unfinished.take() else {
+                return;
+            };
+            let mut out = Vec::new();
+            let session = &mut client.session;
+            let rest = (&*text, at);
+            let ingress = self
+                .core
+                .go_on_with_batch(key, session, rest, &mut out, present(now));
+            self.obey(key, ingress, &text, &mut out, now);
+        }
+    }
+
+    /// What a message, of which something may be left, means for its client.
+    fn obey(
+        &mut self,
+        key: ConnectionKey,
+        mut ingress: Ingress,
+        text: &str,
+        out: &mut Vec<Bytes>,
+        now: Millis,
+    ) {
+        while let Some(client) = self.clients.get(key)
+            && let Ingress::Unfinished { at, pause: None } = ingress
+        {
+            let session = &mut client.session;
+            ingress = self
+                .core
+                .go_on_with_batch(key, session, (text, at), out, present(now));
+        }
+        self.clients.send(key, out);
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
+        match ingress {
+            Ingress::Pause(pause) => client.paused = Some((pause, now)),
+            Ingress::Unfinished { at, pause } => {
+                client.paused = pause.map(|pause| (pause, now));
+                client.unfinished = Some((text.to_owned(), at));
+            }
+            Ingress::Continue | Ingress::Close(_) => {}
+        }
+        self.close_if(key, ingress);
     }
 
     fn handle_session_timeout(&mut self, key: ConnectionKey, now: Millis) {
@@ -306,6 +374,7 @@ impl SimClients {
             serial,
             session,
             paused: None,
+            unfinished: None,
         };
         self.by_index.insert(index, client);
         ClientKey(ConnectionKey { index, serial })

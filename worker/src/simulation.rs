@@ -2,7 +2,7 @@
 //! whoever has a [`SimWorker`] plays the network around it.
 //!
 //! Nothing here decides anything. It does what the engine does around the same
-//! [`Core`], in the same order: a client that is paused is not read, and is read
+//! `Core`, in the same order: a client that is paused is not read, and is read
 //! again once the reason has gone.
 
 use std::{collections::BTreeMap, time::Duration};

@@ -23,7 +23,8 @@ pub(crate) struct Intake {
     link: Arc<Link>,
     data_bytes_max: usize,
     last_seq: u64,
-    /// By shard: the attempt of which something was refused for its epoch.
+    /// By shard: the attempt of which something, a subscription or a
+    /// publication, was refused for its epoch.
     refused: HashMap<ShardId, u32>,
     /// Empty between batches; kept for its allocation.
     answers: Vec<Answer>,
@@ -73,7 +74,10 @@ impl Intake {
                 let field = "subscribe.channel";
                 check_channel(&subscribe.channel)
                     .map_err(|error| LinkError::Channel { field, error })?;
-                table.subscribe(turn, rng, &self.link, &subscribe);
+                if !table.subscribe(turn, rng, &self.link, &subscribe) {
+                    self.refused
+                        .insert(shard_of(&subscribe.channel), subscribe.attempt);
+                }
                 Ok(())
             }
             Some(Frame::Unsubscribe(unsubscribe)) => {

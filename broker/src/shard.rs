@@ -100,21 +100,22 @@ impl Shard {
         Ok(())
     }
 
-    /// Subscribes the link to a channel, from a position if it has one.
+    /// Subscribes the link to a channel, from a position if it has one. False
+    /// if the worker means another epoch.
     pub(crate) fn subscribe(
         &mut self,
         turn: &mut Turn,
         rng: &mut impl Rng,
         link: &Arc<Link>,
         subscribe: &Subscribe,
-    ) {
+    ) -> bool {
         if subscribe.shard_epoch != self.epoch {
             link.not_owner(turn, subscribe, RefusalReason::Unspecified);
-            return;
+            return false;
         }
         let Some(key) = self.channel(turn.now, rng, &subscribe.channel) else {
             link.not_owner(turn, subscribe, RefusalReason::ChannelsFull);
-            return;
+            return true;
         };
         self.log.touch(turn.now, key);
         self.log.trim(turn.now);
@@ -139,6 +140,7 @@ impl Shard {
             sent: position.offset,
             behind,
         });
+        true
     }
 
     pub(crate) fn unsubscribe(&mut self, now: Millis, link: &Arc<Link>, channel: &[u8]) {

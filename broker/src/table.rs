@@ -109,19 +109,21 @@ impl Table {
             .unwrap_or(Err(RefusalReason::WrongEpoch))
     }
 
-    /// Subscribes the link, or tells it that the shard is not open here.
+    /// Subscribes the link, or tells it that the shard is not open here, at that
+    /// epoch; false in that case.
     pub(crate) fn subscribe(
         &self,
         turn: &mut Turn,
         rng: &mut impl Rng,
         link: &Arc<Link>,
         subscribe: &Subscribe,
-    ) {
+    ) -> bool {
         let id = shard_of(&subscribe.channel);
         let found = self.with(id, |shard| shard.subscribe(turn, rng, link, subscribe));
-        if let Err(NotOpen(_)) = found {
+        found.unwrap_or_else(|NotOpen(_)| {
             link.not_owner(turn, subscribe, RefusalReason::Unspecified);
-        }
+            false
+        })
     }
 
     pub(crate) fn unsubscribe(&self, now: Millis, link: &Arc<Link>, channel: &[u8]) {

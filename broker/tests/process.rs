@@ -187,6 +187,7 @@ async fn first_answer(address: &str) -> broker_frame::Frame {
         after: None,
         shard_epoch: 1,
         request: 1,
+        attempt: 0,
     });
     let frames = [hello, subscribe]
         .map(|frame| WorkerFrame { frame: Some(frame) })

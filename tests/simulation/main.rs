@@ -28,7 +28,7 @@ mod transcript;
 use muster_broker::simulation::BrokenRules;
 
 use crate::{
-    run::{find_violation, hold, transcript},
+    run::{find_violation, hold, hold_again, transcript},
     scenario::{Broken, Scenario},
 };
 
@@ -38,6 +38,11 @@ const SEEDS_TO_FIND: u64 = 100;
 #[test]
 fn without_faults_every_client_gets_every_publication_in_order() {
     hold(&scenario::calm());
+}
+
+#[test]
+fn a_publication_does_not_overtake_the_subscription_before_it() {
+    hold_again(&scenario::calm(), &[90]);
 }
 
 #[test]

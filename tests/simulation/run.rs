@@ -45,6 +45,15 @@ pub(crate) fn hold(scenario: &Scenario) {
     );
 }
 
+/// Runs seeds that once showed a bug.
+pub(crate) fn hold_again(scenario: &Scenario, seeds: &[u64]) {
+    for seed in seeds {
+        if let Err(violation) = run(scenario, *seed) {
+            fail(scenario, *seed, &violation);
+        }
+    }
+}
+
 fn seeds() -> Range<u64> {
     let number = |name: &str| -> Option<u64> {
         let value = std::env::var(name).ok()?;

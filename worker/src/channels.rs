@@ -206,6 +206,22 @@ impl Channels {
         Some((&channel.subscribers, arrival))
     }
 
+    /// Whether this is the last request for a channel that waits for its owner.
+    pub(crate) fn is_current(&self, name: &str, request: u64) -> bool {
+        let channel = self.by_name.get(name);
+        channel.is_some_and(|channel| !channel.confirmed && channel.request == request)
+    }
+
+    /// Channels of these shards that their owner has not confirmed.
+    pub(crate) fn unconfirmed(&self, shards: impl Fn(ShardId) -> bool) -> Vec<ChannelName> {
+        let wanted = |channel: &Channel| !channel.confirmed && shards(channel.shard);
+        let channels = self.by_name.iter();
+        channels
+            .filter(|(_, channel)| wanted(channel))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
     /// The subscriptions of these shards stand no longer. Returns their
     /// channels, which must be requested again.
     pub(crate) fn unconfirm(&mut self, shards: impl Fn(ShardId) -> bool) -> Vec<ChannelName> {

@@ -333,6 +333,14 @@ impl Core {
         for channel in std::mem::take(&mut self.retries) {
             self.request(&channel);
         }
+        // A subscription that the same owner refused, too, goes out before the
+        // publications that came after it, wherever its refusal is.
+        let released = self.router.release(now.millis);
+        if !released.is_empty() {
+            for channel in self.channels.unconfirmed(|shard| released.contains(&shard)) {
+                self.request(&channel);
+            }
+        }
         self.router.handle_tick(now.millis);
         self.answer_publishers(clients);
     }
@@ -448,7 +456,9 @@ impl Core {
             return;
         };
         if not_owner.reason() == RefusalReason::Unspecified {
-            self.retries.push(name);
+            if self.channels.is_current(&name, not_owner.request) {
+                self.router.hold(shard_of(&*name), now.millis);
+            }
             return;
         }
         let error = CallError::broker(format!(

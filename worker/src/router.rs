@@ -242,13 +242,16 @@ impl Router {
     ) {
         let after =
             after.map(|Position { generation, offset }| link::Position { generation, offset });
-        let shard_epoch = self.view.shard_epoch(shard_of(&**channel));
+        let shard = shard_of(&**channel);
+        let shard_epoch = self.view.shard_epoch(shard);
+        let attempt = self.shards[shard.index()].attempt();
         self.tell_owner(channel, |channel| {
             Frame::Subscribe(Subscribe {
                 channel,
                 after,
                 shard_epoch,
                 request,
+                attempt,
             })
         });
     }
@@ -325,6 +328,23 @@ impl Router {
             self.settle(sent.shard, publication, Err(error));
         }
         Ok(())
+    }
+
+    /// The owner refused a subscription for its epoch: publications wait until
+    /// [`Self::release`], and it is to be asked for again before them.
+    pub(crate) fn hold(&mut self, shard: ShardId, now: Millis) {
+        let queue = &mut self.shards[shard.index()];
+        if !queue.is_held() {
+            queue.hold(queue.attempt(), now + EPOCH_RETRY);
+        }
+    }
+
+    /// The shards that have rested and may be sent to again. What is wanted of
+    /// them comes first (delivery.md A4), then [`Self::handle_tick`].
+    pub(crate) fn release(&mut self, now: Millis) -> Vec<ShardId> {
+        ShardId::all()
+            .filter(|shard| self.shards[shard.index()].release(now))
+            .collect()
     }
 
     /// Gives up what has waited too long, and sends what has rested.
@@ -411,7 +431,7 @@ impl Router {
     /// Sends what a shard has to send, if its owner can be reached.
     fn send(&mut self, shard: ShardId, now: Millis) {
         let queue = &mut self.shards[shard.index()];
-        if !queue.is_sendable(now) {
+        if !queue.is_sendable() {
             return;
         }
         let owner = self.view.owner(shard).map(|node| node.slot);

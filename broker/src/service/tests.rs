@@ -182,6 +182,7 @@ fn subscribe_at(channel: &'static str, after: Option<Position>, shard_epoch: u64
         after,
         shard_epoch,
         request: REQUEST,
+        attempt: 0,
     })
 }
 

@@ -69,6 +69,7 @@ impl Bench {
             after,
             shard_epoch: EPOCH,
             request: REQUEST,
+            attempt: 0,
         };
         self.turn(|shard, turn, rng| shard.subscribe(turn, rng, link, &subscribe));
     }

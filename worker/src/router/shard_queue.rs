@@ -18,7 +18,7 @@ pub(super) struct ShardQueue {
     bytes: usize,
     /// Grows whenever sending starts over.
     attempt: u32,
-    /// Nothing is sent before this.
+    /// Nothing is sent until this has passed and [`Self::release`] has noticed.
     held_until: Option<Millis>,
 }
 
@@ -54,8 +54,18 @@ impl ShardQueue {
         }
     }
 
-    pub(super) fn is_sendable(&self, now: Millis) -> bool {
-        self.sent < self.publications.len() && self.held_until.is_none_or(|until| now >= until)
+    pub(super) fn is_held(&self) -> bool {
+        self.held_until.is_some()
+    }
+
+    pub(super) fn is_sendable(&self) -> bool {
+        self.sent < self.publications.len() && self.held_until.is_none()
+    }
+
+    /// Whether a refused shard has rested long enough; it can be sent to again
+    /// then.
+    pub(super) fn release(&mut self, now: Millis) -> bool {
+        self.held_until.take_if(|until| now >= *until).is_some()
     }
 
     /// The next publication to put on the wire, with its id.
@@ -63,7 +73,6 @@ impl ShardQueue {
         let publication = self.publications.get(self.sent)?;
         let id = self.first_id + self.sent as u64;
         self.sent += 1;
-        self.held_until = None;
         Some((id, publication))
     }
 

@@ -90,6 +90,7 @@ impl Cluster {
             97..98 => self.brokers_view = self.view.clone(),
             _ => self.hear_of_the_view(),
         }
+        self.router.release(self.now);
         self.router.handle_tick(self.now);
         self.take_answers();
     }
@@ -292,6 +293,7 @@ impl Cluster {
             self.let_a_broker_work();
             self.carry_to_worker();
             self.now = self.now + Duration::from_millis(5);
+            self.router.release(self.now);
             self.router.handle_tick(self.now);
             self.take_answers();
         }

@@ -234,6 +234,32 @@ async fn after_a_refused_publication_later_ones_wait_until_it_is_sent_again() {
 }
 
 #[tokio::test]
+async fn after_a_refused_subscription_publications_wait_until_it_is_asked_for_again() {
+    let mut broker = Broker::start().await;
+    let mut link = broker.link(1, CREDIT).await;
+    let publish = |seq, attempt| {
+        Frame::Publish(Publish {
+            shard_epoch: 3,
+            attempt,
+            ..publish(seq, "a", "1")
+        })
+    };
+    broker.apply([(2, 1)]);
+    link.send([subscribe_at("a", None, 3)]).await;
+    assert!(matches!(link.next().await, Out::NotOwner(_)));
+
+    // The view arrives between the subscription and the publication after it.
+    broker.apply([(1, 1)]);
+    link.send([publish(1, 0)]).await;
+    assert!(matches!(link.next().await, Out::Refusal(_)));
+    link.send([subscribe_at("a", None, 3)]).await;
+    assert!(matches!(link.next().await, Out::Subscribed(_)));
+    link.send([publish(2, 1)]).await;
+    assert!(matches!(link.next().await, Out::Ack(_)));
+    assert_eq!(link.next().await, relay("a", 1, "1"));
+}
+
+#[tokio::test]
 async fn a_shard_that_the_view_takes_away_refuses_and_forgets_its_subscriptions() {
     let mut broker = Broker::start().await;
     let mut link = broker.link(1, CREDIT).await;
@@ -287,6 +313,7 @@ async fn the_largest_legal_publication_passes() {
         after: None,
         shard_epoch: 1,
         request: REQUEST,
+        attempt: 0,
     });
     let publish = Publish {
         channel,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use toml::{Table, Value};
 
-use super::{Config, SECTIONS, Source};
+use super::{Config, Namespace, SECTIONS, Source, load::namespace_key, namespace};
 
 /// Every key with its documentation and its default, all of it commented out:
 /// a file to start from.
@@ -25,6 +25,25 @@ pub fn commented_defaults() -> String {
                 Some(value) => push(&mut text, format_args!("#{} = {value}\n", key.name)),
                 None => push(&mut text, format_args!("# {} is not set\n", key.name)),
             }
+        }
+    }
+    push_doc(
+        &mut text,
+        &[
+            "",
+            "What differs for channels whose names begin alike; may come several times.",
+        ],
+    );
+    text.push_str("#[[namespace]]\n");
+    let example = Namespace {
+        prefix: "lobby:".into(),
+        ..Namespace::default()
+    };
+    let example = Table::try_from(example).expect("a namespace is always TOML");
+    for key in namespace::KEYS {
+        push_doc(&mut text, key.doc);
+        if let Some(value) = example.get(key.name) {
+            push(&mut text, format_args!("#{} = {value}\n", key.name));
         }
     }
     text
@@ -51,6 +70,19 @@ pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String 
                     );
                 }
                 None => push(&mut text, format_args!("# {} is not set\n", key.name)),
+            }
+        }
+    }
+    for (index, own) in config.namespace.iter().enumerate() {
+        let source = sources.get(&namespace_key(index));
+        let source = source
+            .map(|source| format!("  # {source}"))
+            .unwrap_or_default();
+        push(&mut text, format_args!("\n[[namespace]]{source}\n"));
+        let values = Table::try_from(own).expect("a namespace is always TOML");
+        for key in namespace::KEYS {
+            if let Some(value) = values.get(key.name) {
+                push(&mut text, format_args!("{} = {value}\n", key.name));
             }
         }
     }

@@ -7,9 +7,11 @@ mod failures;
 mod heartbeat;
 mod http;
 mod limits;
+mod namespaces;
 mod operators;
 mod packets;
 mod publishing;
+mod rates;
 mod sdk;
 
 use std::collections::BTreeSet;

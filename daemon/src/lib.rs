@@ -1,11 +1,13 @@
 //! How one Muster process is configured, watched and stopped. Knows no role.
 
+pub mod adoption;
 pub mod auth_key;
 pub mod backoff;
 pub mod bytesize;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod descriptor;
 pub mod descriptors;
 pub mod exit;
 pub mod node;

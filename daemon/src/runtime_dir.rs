@@ -19,7 +19,7 @@ use rustix::{
 /// A Unix socket's path takes 108 bytes, a closing zero among them.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The longest name of a socket that is ever put into the directory:
-/// `broker-SLOT-INCARNATION.sock`.
+/// `broker-SLOT-INCARNATION.sock`, and the same for a worker.
 const SOCKET_NAME_BYTES_MAX: usize = 32;
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -176,6 +176,12 @@ impl RuntimeDir {
         gate_file(&self.path)
     }
 
+    /// What the next orchestrator must know of this one's nodes.
+    #[must_use]
+    pub fn state_file(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
     /// Claims the directory for this process.
     ///
     /// # Errors
@@ -241,22 +247,36 @@ impl RuntimeDir {
     /// # Errors
     ///
     /// When the directory cannot be read or a socket cannot be removed.
-    pub fn remove_sockets(&self, _: &RuntimeLock) -> Result<(), RuntimeDirError> {
-        self.try_remove_sockets()
-            .map_err(|source| RuntimeDirError::Io {
-                path: self.path.clone(),
-                source,
-            })
+    pub fn remove_sockets(&self, lock: &RuntimeLock) -> Result<(), RuntimeDirError> {
+        self.remove_sockets_unless(lock, |_| false)
     }
 
-    fn try_remove_sockets(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_socket() {
-                fs::remove_file(entry.path())?;
+    /// Removes sockets that a dead orchestrator left behind, without those that
+    /// are `kept` by name because they belong to living nodes. Only for the
+    /// holder of the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`RuntimeDir::remove_sockets`].
+    pub fn remove_sockets_unless(
+        &self,
+        _: &RuntimeLock,
+        kept: impl Fn(&str) -> bool,
+    ) -> Result<(), RuntimeDirError> {
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                let is_kept = entry.file_name().to_str().is_some_and(&kept);
+                if entry.file_type()?.is_socket() && !is_kept {
+                    fs::remove_file(entry.path())?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        remove().map_err(|source| RuntimeDirError::Io {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Writes a file that only this user can read, replacing one of that name.
@@ -291,6 +311,13 @@ impl RuntimeDir {
 #[must_use]
 pub fn orchestrator_socket(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("orchestrator.sock")
+}
+
+/// A worker's socket in a runtime directory, where an orchestrator that is
+/// started anew asks for the listening socket.
+#[must_use]
+pub fn worker_socket(runtime_dir: &Path, slot: u32, incarnation: u64) -> PathBuf {
+    runtime_dir.join(format!("worker-{slot}-{incarnation}.sock"))
 }
 
 /// The accept gate's memory in a runtime directory, for nodes.
@@ -372,6 +399,7 @@ mod tests {
             orchestrator_socket(Path::new("")),
             // Incarnations start at microseconds since 1970, so this is the year 2286.
             PathBuf::from("broker-256-9999999999999999.sock"),
+            worker_socket(Path::new(""), 256, 9_999_999_999_999_999),
         ] {
             assert!(name.as_os_str().len() <= SOCKET_NAME_BYTES_MAX, "{name:?}");
         }
@@ -392,8 +420,14 @@ mod tests {
         let (_parent, dir) = new();
         let lock = dir.lock().unwrap();
         drop(UnixListener::bind(dir.orchestrator_socket()).unwrap());
+        let living = worker_socket(dir.path(), 1, 7);
+        drop(UnixListener::bind(&living).unwrap());
         dir.write(&dir.config_file(), b"a").unwrap();
+        let kept = |name: &str| name == "worker-1-7.sock";
+        dir.remove_sockets_unless(&lock, kept).unwrap();
+        assert!(living.exists() && !dir.orchestrator_socket().exists());
         dir.remove_sockets(&lock).unwrap();
+        assert!(!living.exists());
         assert!(!dir.orchestrator_socket().exists());
         assert!(dir.config_file().exists());
     }

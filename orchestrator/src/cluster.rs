@@ -1,7 +1,9 @@
 //! The running cluster: one task that owns everything the orchestrator knows
 //! and obeys its decisions.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod adopt;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use muster_daemon::{
     clock,
@@ -28,7 +30,9 @@ use crate::{
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
+    process::Process,
     spawn::{Ended, Spawner},
+    state::StateFile,
     supervisor::{Action, Event, Exit, Phase},
     table,
 };
@@ -98,14 +102,25 @@ pub(crate) struct Cluster {
     membership: Membership,
     calls: Calls<oneshot::Sender<Outcome>>,
     children: JoinSet<Ended>,
+    /// Nodes that an earlier orchestrator started.
+    adopted: BTreeMap<NodeId, Arc<Process>>,
+    state_file: StateFile,
     stage: Stage,
     failure: Option<ClusterError>,
+    /// Was whole under an earlier orchestrator.
+    is_resumed: bool,
     started: Millis,
     rng: SmallRng,
 }
 
 impl Cluster {
-    pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        spawner: Spawner,
+        state_file: StateFile,
+        now: Millis,
+        rng: SmallRng,
+    ) -> Self {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation),
             membership: Membership::new(settings.size.brokers),
@@ -113,8 +128,11 @@ impl Cluster {
             spawner,
             calls: Calls::default(),
             children: JoinSet::new(),
+            adopted: BTreeMap::new(),
+            state_file,
             stage: Stage::Starting,
             failure: None,
+            is_resumed: false,
             started: now,
             rng,
         }
@@ -132,6 +150,7 @@ impl Cluster {
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             self.advance(clock::now());
+            self.save();
             if self.is_over() {
                 self.hide_table();
                 return self.failure.map_or(Ok(()), Err);
@@ -322,6 +341,7 @@ impl Cluster {
             exit,
         } = ended;
         self.leave(id);
+        self.adopted.remove(&id);
         let address = self.membership.address(id);
         if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
             // One that ended by itself has removed it.
@@ -367,7 +387,7 @@ impl Cluster {
                 };
                 self.feed(now, id, event);
             }
-            Action::Terminate(life) => signal(life.pid, Number::TERM),
+            Action::Terminate(life) => self.signal(id, life.pid, Number::TERM),
         }
         self.give_up_on_crash_loop(now, id);
     }
@@ -378,7 +398,7 @@ impl Cluster {
         let Some(node) = self.fleet.get_mut(id) else {
             return;
         };
-        if self.stage == Stage::Starting && node.slot.is_crash_loop() {
+        if self.stage == Stage::Starting && !self.is_resumed && node.slot.is_crash_loop() {
             let exit = node.slot.last_exit().cloned().unwrap_or_default();
             self.failure = Some(ClusterError::DoesNotStart { node: id, exit });
             self.begin_end(now);
@@ -436,7 +456,7 @@ impl Cluster {
         for (id, node) in self.fleet.nodes() {
             if let Some(life) = node.slot.life() {
                 warn!(node = %id, pid = life.pid, "Killing a node.");
-                signal(life.pid, Number::KILL);
+                self.signal(id, life.pid, Number::KILL);
             }
         }
     }
@@ -446,6 +466,7 @@ impl Cluster {
             let ids = match tell {
                 Tell::One(id) => vec![id],
                 Tell::All(role) => {
+                    self.save();
                     let epoch = self.membership.view().epoch();
                     info!(epoch, to = %role, "Telling the view.");
                     let slots = self.fleet.joined(role);

@@ -72,6 +72,17 @@ impl Fleet {
         }
     }
 
+    /// Fills a slot with a process that an earlier orchestrator started. False
+    /// when there is no such slot.
+    pub(crate) fn adopt(&mut self, id: NodeId, slot: Slot, born: Millis) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return false;
+        };
+        node.slot = slot;
+        node.born = born;
+        true
+    }
+
     pub(crate) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
         self.nodes.get_mut(&id)
     }

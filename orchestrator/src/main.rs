@@ -1,5 +1,6 @@
 //! The orchestrator's command line, and the one place that knows all roles.
 
+mod adoption;
 mod announce;
 mod calls;
 mod cli;
@@ -11,7 +12,9 @@ mod leftovers;
 mod logs;
 mod membership;
 mod node;
+mod process;
 mod spawn;
+mod state;
 mod supervisor;
 mod table;
 mod up;

@@ -74,6 +74,24 @@ impl Membership {
         }
     }
 
+    /// Goes on with the view of an earlier orchestrator, so that brokers which
+    /// live keep their shards. `is_slot` says which brokers the cluster has.
+    pub(crate) fn resume(&mut self, view: View, is_slot: impl Fn(u32) -> bool) {
+        let (kept, gone): (Vec<_>, Vec<_>) = view
+            .brokers()
+            .iter()
+            .cloned()
+            .partition(|broker| is_slot(broker.slot));
+        // With a broker that will not come back the view cannot stay: as if a
+        // node had seen a later one, the next that joins brings the next.
+        self.epoch_seen = view.epoch() + u64::from(!gone.is_empty());
+        self.brokers = kept
+            .into_iter()
+            .map(|broker| (broker.slot, broker))
+            .collect();
+        self.view = view;
+    }
+
     /// The current view; epoch 0 before the first.
     pub(crate) fn view(&self) -> &View {
         &self.view
@@ -315,6 +333,45 @@ mod tests {
         let told = membership.joined(NOW, &ahead);
         assert_eq!(told, [Tell::All(Role::Broker)]);
         assert_eq!(membership.view().epoch(), 41);
+    }
+
+    #[test]
+    fn an_earlier_orchestrators_view_stays_while_its_brokers_are_the_same() {
+        let view = published().view().clone();
+        let mut membership = Membership::new(2);
+        membership.resume(view.clone(), |_| true);
+        for node in [broker(2, 1), worker(1), broker(1, 1)] {
+            let again = Joined { epoch: 1, ..node };
+            let told = membership.joined(NOW, &again);
+            assert_eq!(told, [Tell::One(again.id)]);
+        }
+        assert_eq!(membership.view(), &view);
+    }
+
+    #[test]
+    fn a_broker_that_died_with_the_orchestrator_is_replaced_in_its_view() {
+        let before = published().view().clone();
+        let mut membership = Membership::new(2);
+        membership.resume(before.clone(), |_| true);
+        let _ = membership.joined(NOW, &broker(1, 1));
+        let told = membership.joined(NOW, &broker(2, 2));
+        assert_eq!(told, [Tell::All(Role::Broker)]);
+        let after = membership.view();
+        assert_eq!(after.epoch(), 2);
+        for shard in muster_proto::ShardId::all() {
+            let is_kept = after.shard_epoch(shard) == before.shard_epoch(shard);
+            assert_eq!(is_kept, after.owner(shard).unwrap().slot == 1);
+        }
+    }
+
+    #[test]
+    fn a_broker_that_the_cluster_no_longer_has_leaves_the_view() {
+        let mut membership = Membership::new(1);
+        membership.resume(published().view().clone(), |slot| slot == 1);
+        let told = membership.joined(NOW, &broker(1, 1));
+        assert_eq!(told, [Tell::All(Role::Broker)]);
+        assert_eq!(membership.view().brokers().len(), 1);
+        assert!(membership.view().epoch() > 1);
     }
 
     #[test]

@@ -2,26 +2,34 @@
 
 use std::{
     ffi::OsString,
+    fs::OpenOptions,
     io,
     net::TcpListener,
-    os::{fd::AsFd as _, unix::process::ExitStatusExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
+    },
     path::PathBuf,
     process::{ExitStatus, Stdio},
+    sync::Arc,
 };
 
 use rustix::{
     fs::{OFlags, fcntl_setfl},
     pipe::{PipeFlags, pipe_with},
+    process::Signal,
 };
 use tokio::{
     net::unix::pipe,
     process::{Child, Command},
     time::{Instant, timeout_at},
 };
+use tracing::warn;
 
 use crate::{
     logs::{LineSink, read_until},
     node::{NodeId, Role},
+    process::Process,
     supervisor::Exit,
 };
 
@@ -109,38 +117,103 @@ impl Spawner {
         incarnation: u64,
         started: Started,
     ) -> impl Future<Output = Ended> + use<> {
-        let sink = self.sink.clone();
         let Started {
             mut child, stderr, ..
         } = started;
-        async move {
-            let mut last_line = None;
-            let status = {
-                let mut lines = std::pin::pin!(sink.pass_on(node, stderr, &mut last_line));
-                let mut lines_ended = false;
-                let status = loop {
-                    tokio::select! {
-                        status = child.wait() => break status,
-                        () = &mut lines, if !lines_ended => lines_ended = true,
-                    }
-                };
-                if !lines_ended {
-                    // Whether all was read or the time was up is the same here.
-                    let _ = timeout_at(read_until(Instant::now()), lines).await;
-                }
-                status
-            };
-            let status = match status {
+        let end = async move {
+            match child.wait().await {
                 Ok(status) => describe(status),
                 Err(error) => format!("unknown status: {error}"),
-            };
-            Ended {
-                node,
-                incarnation,
-                exit: Exit { status, last_line },
             }
+        };
+        attend(self.sink.clone(), node, incarnation, Some(stderr), end)
+    }
+
+    /// The same for a node that an earlier orchestrator started: its log lines
+    /// from now on, and that it has ended, but not how.
+    pub(crate) fn attend_adopted(
+        &self,
+        node: NodeId,
+        incarnation: u64,
+        process: Arc<Process>,
+    ) -> impl Future<Output = Ended> + use<> {
+        let stderr = reopen_stderr(process.pid).inspect_err(|error| {
+            warn!(%node, %error, "The log of a node that was taken over cannot be read.");
+        });
+        let mut process = KilledOnDrop(Some(process));
+        let end = async move {
+            let Some(living) = process.0.as_ref() else {
+                return String::new();
+            };
+            match living.wait().await {
+                Ok(()) => {
+                    process.0.take();
+                    "exit unknown (adopted)".to_owned()
+                }
+                // What cannot be watched is killed and started anew.
+                Err(error) => format!("cannot be watched: {error}"),
+            }
+        };
+        attend(self.sink.clone(), node, incarnation, stderr.ok(), end)
+    }
+}
+
+/// Like a child with `kill_on_drop`: an orchestrator that gives up leaves
+/// nothing behind.
+struct KilledOnDrop(Option<Arc<Process>>);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.signal(Signal::KILL);
         }
     }
+}
+
+async fn attend(
+    sink: LineSink,
+    node: NodeId,
+    incarnation: u64,
+    stderr: Option<pipe::Receiver>,
+    end: impl Future<Output = String>,
+) -> Ended {
+    let mut last_line = None;
+    let status = {
+        let lines = async {
+            if let Some(stderr) = stderr {
+                sink.pass_on(node, stderr, &mut last_line).await;
+            }
+        };
+        let (mut lines, mut end) = (std::pin::pin!(lines), std::pin::pin!(end));
+        let mut lines_ended = false;
+        let status = loop {
+            tokio::select! {
+                status = &mut end => break status,
+                () = &mut lines, if !lines_ended => lines_ended = true,
+            }
+        };
+        if !lines_ended {
+            // Whether all was read or the time was up is the same here.
+            let _ = timeout_at(read_until(Instant::now()), lines).await;
+        }
+        status
+    };
+    Ended {
+        node,
+        incarnation,
+        exit: Exit { status, last_line },
+    }
+}
+
+/// The reading end of the pipe that a node's stderr is. Its former reader is
+/// gone, but the pipe is there while the node has its own end.
+fn reopen_stderr(pid: u32) -> io::Result<pipe::Receiver> {
+    let mut options = OpenOptions::new();
+    // Without a reader yet, and without waiting for a writer.
+    options
+        .read(true)
+        .custom_flags(i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default());
+    pipe::Receiver::from_file(options.open(format!("/proc/{pid}/fd/2"))?)
 }
 
 fn settings_variables() -> impl Iterator<Item = OsString> {

@@ -2,4 +2,4 @@
 
 mod slot;
 
-pub(crate) use slot::{Action, Event, Exit, Phase, Slot};
+pub(crate) use slot::{Action, Event, Exit, Life, Phase, Slot};

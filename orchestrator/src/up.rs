@@ -27,16 +27,17 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
+    adoption::{self, Adoption},
     cli::{Size, UpArgs},
     cluster::{Cluster, ClusterError, Settings},
     console::{self, Console},
     control::{self, ServeError},
-    leftovers,
     logs::LineSink,
     spawn::Spawner,
+    state::StateFile,
 };
 
 /// Connections that wait to be accepted; the kernel caps it at its own limit.
@@ -56,7 +57,7 @@ pub(crate) enum UpError {
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
     #[error("cannot look for nodes that an earlier orchestrator left")]
-    Leftovers(#[source] io::Error),
+    Adoption(#[source] io::Error),
     #[error("invalid configuration")]
     Descriptors(#[from] DescriptorsError),
     #[error("invalid configuration")]
@@ -84,7 +85,7 @@ impl UpError {
             Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => exit::CONFIG,
             Self::Console(_)
             | Self::RuntimeDir(_)
-            | Self::Leftovers(_)
+            | Self::Adoption(_)
             | Self::PortInUse { .. }
             | Self::Listen { .. }
             | Self::Bind { .. }
@@ -138,7 +139,11 @@ fn run(
         .map_err(UpError::Run)?;
     let text = prepared.config.log.format == LogFormat::Text;
     let table = (text && console::can_redraw()).then(|| console.clone());
-    let ended = runtime.block_on(serve(prepared, &dir, args.size(cores), console, table));
+    let size = match &prepared.adoption {
+        Some(adoption) => adoption.size(args),
+        None => args.size(cores),
+    };
+    let ended = runtime.block_on(serve(prepared, &dir, size, console, table));
     // The next `up` should find no socket of ours, whatever happened.
     let removed = dir.remove_sockets(&lock);
     ended?;
@@ -152,32 +157,65 @@ struct Prepared {
     config: Config,
     listener: TcpListener,
     listen: SocketAddr,
+    /// What an earlier orchestrator has left.
+    adoption: Option<Adoption>,
 }
 
 fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<Prepared, UpError> {
     let limit = descriptors::raise_limit();
     descriptors::connections_allowed(&config, limit)?;
-    leftovers::end(dir.path()).map_err(UpError::Leftovers)?;
-    dir.remove_sockets(lock)?;
-    config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rand::make_rng::<StdRng>())?;
-    let addr = config.listener.addr;
-    let listener = listening_socket(addr).map_err(|source| {
-        if source.kind() == io::ErrorKind::AddrInUse {
-            UpError::PortInUse { addr }
-        } else {
-            UpError::Listen { addr, source }
+    let mut adoption = adoption::look(dir).map_err(UpError::Adoption)?;
+    match &adoption {
+        Some(adoption) => {
+            adoption.log();
+            config = adoption.config(&config);
+            dir.remove_sockets_unless(lock, |name| adoption.owns_socket(name))?;
         }
-    })?;
+        None => {
+            let mut rng = rand::make_rng::<StdRng>();
+            config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rng)?;
+            dir.remove_sockets(lock)?;
+        }
+    }
+    let addr = config.listener.addr;
+    let listener = match adoption
+        .as_mut()
+        .and_then(|adoption| adoption.listener.take())
+    {
+        Some(listener) => {
+            if !adoption::has_gate(&dir.gate_file(), GATE_BYTES).map_err(UpError::Adoption)? {
+                warn!(
+                    "The accept gate is gone: earlier and later workers share the connections unevenly."
+                );
+                dir.write(&dir.gate_file(), &[0; GATE_BYTES])?;
+            }
+            listener
+        }
+        None => {
+            dir.write(&dir.gate_file(), &[0; GATE_BYTES])?;
+            bind_listener(addr)?
+        }
+    };
     let listen = listener
         .local_addr()
         .map_err(|source| UpError::Listen { addr, source })?;
     config.listener.addr = listen;
-    dir.write(&dir.gate_file(), &[0; GATE_BYTES])?;
     dir.write(&dir.config_file(), config.to_toml().as_bytes())?;
     Ok(Prepared {
         config,
         listener,
         listen,
+        adoption,
+    })
+}
+
+fn bind_listener(addr: SocketAddr) -> Result<TcpListener, UpError> {
+    listening_socket(addr).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            UpError::PortInUse { addr }
+        } else {
+            UpError::Listen { addr, source }
+        }
     })
 }
 
@@ -207,6 +245,7 @@ async fn serve(
         config,
         listener,
         listen,
+        adoption,
     } = prepared;
     // From here on a signal ends the cluster and not just this process.
     let signals = Signals::listen().map_err(UpError::Run)?;
@@ -216,14 +255,20 @@ async fn serve(
         path: socket.clone(),
         source,
     })?;
-    info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
+    if adoption.is_none() {
+        info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
+    }
+    // Also when the clock was set back.
+    let known = adoption
+        .as_ref()
+        .map_or(0, |adoption| adoption.state.incarnation);
     let settings = Settings {
         size,
         listen,
         path: config.listener.path.clone(),
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
-        incarnation: clock::unix_seconds() * INCARNATIONS,
+        incarnation: (clock::unix_seconds() * INCARNATIONS).max(known),
         terminal: io::stderr().is_terminal(),
         table,
     };
@@ -238,7 +283,12 @@ async fn serve(
     };
     let (requests, inbox) = mpsc::channel(control::REQUESTS_CAP);
     let rng: SmallRng = rand::make_rng();
-    let cluster = Cluster::new(settings, spawner, clock::now(), rng);
+    let state_file = StateFile::new(dir.clone());
+    let now = clock::now();
+    let mut cluster = Cluster::new(settings, spawner, state_file, now, rng);
+    if let Some(adoption) = adoption {
+        cluster.adopt(now, adoption);
+    }
     tokio::select! {
         ended = cluster.run(inbox, signals, hangup) => Ok(ended?),
         served = control::serve(control_socket, requests) => match served {

@@ -1,5 +1,6 @@
 //! Whole clusters of real processes, seen from outside.
 
+mod adoption;
 mod auth;
 mod closes;
 mod command_line;

@@ -26,7 +26,7 @@ use crate::{
 pub const AUTH_KEY: &[u8] = b"a key that is only used by tests";
 
 /// What a cluster is started with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ClusterBuilder {
     workers: u32,
     brokers: u32,
@@ -40,11 +40,19 @@ pub struct ClusterBuilder {
 #[derive(Debug)]
 pub struct Cluster {
     dir: Arc<TempDir>,
+    builder: ClusterBuilder,
     orchestrator: Child,
     status: Status,
 }
 
 impl ClusterBuilder {
+    /// Sets how many nodes there are to be.
+    #[must_use]
+    pub fn size(mut self, workers: u32, brokers: u32) -> Self {
+        (self.workers, self.brokers) = (workers, brokers);
+        self
+    }
+
     /// Adds to the configuration file.
     #[must_use]
     pub fn config(mut self, toml: &str) -> Self {
@@ -89,36 +97,44 @@ impl ClusterBuilder {
     async fn start_in(self, dir: Arc<TempDir>) -> Cluster {
         fs::write(key_file(dir.path()), &self.key).expect("the key file is written");
         fs::write(config_file(dir.path()), &self.config).expect("the configuration is written");
-        let log = fs::File::create(log_file(dir.path())).expect("the log is created");
-        let orchestrator = orchestrator::command()
-            .arg("up")
-            .args(["--workers", &self.workers.to_string()])
-            .args(["--brokers", &self.brokers.to_string()])
-            .args(["--listen", "127.0.0.1:0"])
-            .arg("--runtime-dir")
-            .arg(runtime_dir(dir.path()))
-            .arg("--auth-key-file")
-            .arg(key_file(dir.path()))
-            .arg("--config")
-            .arg(config_file(dir.path()))
-            .args(&self.flags)
-            .envs(self.environment)
-            .stdout(log.try_clone().expect("a descriptor is duplicated"))
-            .stderr(log)
-            .spawn()
-            .expect("the orchestrator starts");
+        fs::File::create(log_file(dir.path())).expect("the log is created");
+        let nodes = self.workers + self.brokers;
         let status = Status {
             listen: String::new(),
             pid: 0,
             nodes: vec![],
         };
         let mut cluster = Cluster {
+            orchestrator: self.up(dir.path()),
+            builder: self,
             dir,
-            orchestrator,
             status,
         };
-        cluster.status = cluster.whole(self.workers + self.brokers).await;
+        cluster.status = cluster.whole(nodes).await;
         cluster
+    }
+
+    /// Starts an orchestrator for the cluster in `dir`.
+    fn up(&self, dir: &Path) -> Child {
+        let log = fs::File::options().append(true).open(log_file(dir));
+        let log = log.expect("the log was created");
+        orchestrator::command()
+            .arg("up")
+            .args(["--workers", &self.workers.to_string()])
+            .args(["--brokers", &self.brokers.to_string()])
+            .args(["--listen", "127.0.0.1:0"])
+            .arg("--runtime-dir")
+            .arg(runtime_dir(dir))
+            .arg("--auth-key-file")
+            .arg(key_file(dir))
+            .arg("--config")
+            .arg(config_file(dir))
+            .args(&self.flags)
+            .envs(self.environment.iter().cloned())
+            .stdout(log.try_clone().expect("a descriptor is duplicated"))
+            .stderr(log)
+            .spawn()
+            .expect("the orchestrator starts")
     }
 }
 
@@ -279,6 +295,22 @@ impl Cluster {
         );
     }
 
+    /// Sends a signal to a node as `status` knew it, for a cluster that cannot be
+    /// asked now. After SIGKILL it waits for the end.
+    ///
+    /// # Panics
+    /// When there was no such node, or it survives.
+    pub fn signal_last_known(&self, status: &Status, role: &str, slot: u32, signal: Signal) {
+        let node = status.node(role, slot).expect("the node existed");
+        processes::signal(node.pid, signal);
+        if signal == Signal::KILL {
+            assert!(
+                processes::wait_gone(node.pid, patience()),
+                "{node:?} survives"
+            );
+        }
+    }
+
     /// Open connections of each worker, by slot, as last reported.
     ///
     /// # Panics
@@ -291,6 +323,34 @@ impl Cluster {
             .iter()
             .map(|node| node.stats.as_ref().map_or(0, count))
             .collect()
+    }
+
+    /// Kills the orchestrator alone with SIGKILL.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn kill_orchestrator(&mut self) {
+        self.signal(Signal::KILL);
+        self.ended().await;
+    }
+
+    /// Starts an orchestrator in the place of one that was killed, with the same
+    /// arguments or those that `change` makes of them, and waits until `nodes`
+    /// nodes are ready.
+    ///
+    /// # Panics
+    /// When they do not become ready.
+    pub async fn up_again(
+        &mut self,
+        nodes: u32,
+        change: impl FnOnce(ClusterBuilder) -> ClusterBuilder,
+    ) -> Status {
+        let builder = change(self.builder.clone());
+        fs::write(config_file(self.dir.path()), &builder.config)
+            .expect("the configuration is written");
+        self.orchestrator = builder.up(self.dir.path());
+        self.status = self.whole(nodes).await;
+        self.status.clone()
     }
 
     /// Sends a signal to the orchestrator.

@@ -2,6 +2,7 @@
 //! the brokers and fans out what comes back. One thread owns all connections.
 
 mod addresses;
+mod adoption;
 mod auth;
 mod channels;
 mod connection;
@@ -135,6 +136,7 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
         .build()?;
     runtime.block_on(async {
         let (events, link_events) = mpsc::channel(LINK_EVENTS_CAP);
+        let _adoption = adoption::keep(&args, &listener);
         let rng = StdRng::from_rng(&mut rand::make_rng::<StdRng>());
         let engine = Engine::new(settings, core, listener, gate, events, now(), rng)?;
         serve::serve(engine, link_events, &args, &config).await

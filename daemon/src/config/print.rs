@@ -89,6 +89,27 @@ pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String 
     text
 }
 
+impl Config {
+    /// Keys (`section.key`, and `namespace`) that have another value in `other`.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (values(self), values(other));
+        let sections = SECTIONS.iter();
+        let keys =
+            sections.flat_map(|section| section.keys.iter().map(|key| (section.name, key.name)));
+        let keys = keys.filter(|(section, key)| {
+            value_of(&ours, section, key) != value_of(&theirs, section, key)
+        });
+        let mut names: Vec<_> = keys
+            .map(|(section, key)| format!("{section}.{key}"))
+            .collect();
+        if self.namespace != other.namespace {
+            names.push("namespace".into());
+        }
+        names
+    }
+}
+
 fn values(config: &Config) -> Table {
     Table::try_from(config).expect("a configuration is always TOML")
 }

@@ -424,3 +424,16 @@ fn a_wrong_namespace_is_refused_with_its_place() {
         "{variable}"
     );
 }
+
+#[test]
+fn two_configurations_differ_in_the_keys_that_are_named() {
+    let config = Config::default();
+    assert_eq!(config.differences(&config), Vec::<String>::new());
+    let mut other = config.clone();
+    other.listener.path = "/game/".into();
+    other.limits.connections_max = Some(7);
+    other.namespace.push(Namespace::default());
+    let keys = ["listener.path", "limits.connections_max", "namespace"];
+    assert_eq!(config.differences(&other), keys);
+    assert_eq!(other.differences(&config), keys);
+}

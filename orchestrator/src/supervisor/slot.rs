@@ -126,6 +126,16 @@ impl Slot {
         }
     }
 
+    /// A slot that an earlier orchestrator filled; its process has to say again
+    /// that it is ready.
+    pub(crate) fn adopted(incarnation: u64, life: Life, restarts: u32, since: Millis) -> Self {
+        Self {
+            phase: Phase::Starting { life, since },
+            restarts,
+            ..Self::new(incarnation.max(life.incarnation))
+        }
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }

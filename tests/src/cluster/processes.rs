@@ -53,3 +53,17 @@ pub(super) fn kill_all(dir: &Path, patience: Duration) -> Vec<Found> {
         left -= 1;
     }
 }
+
+/// Waits until a process runs no more; false when it does for `patience`.
+pub(super) fn wait_gone(pid: u32, patience: Duration) -> bool {
+    let mut left = patience.as_millis() / LOOK_AGAIN.as_millis();
+    // The command line of a zombie is empty.
+    while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        if left == 0 {
+            return false;
+        }
+        thread::sleep(LOOK_AGAIN);
+        left -= 1;
+    }
+    true
+}

@@ -1,0 +1,85 @@
+//! Going on with the nodes of an orchestrator that was killed, and writing down
+//! what the next one needs for it (delivery.md E3).
+
+use std::sync::Arc;
+
+use muster_wire::Millis;
+use rustix::process::Signal;
+use tracing::info;
+
+use super::{Cluster, signal};
+use crate::{
+    adoption::{Adopted, Adoption},
+    node::NodeId,
+    state::{LifeState, State},
+    supervisor::{Life, Slot},
+};
+
+impl Cluster {
+    /// Takes over what an earlier orchestrator started. To be called before
+    /// [`Cluster::run`], which starts what is missing.
+    pub(crate) fn adopt(&mut self, now: Millis, adoption: Adoption) {
+        let Adoption { state, nodes, .. } = adoption;
+        let brokers = self.settings.size.brokers;
+        self.membership.resume(state.view, |slot| slot <= brokers);
+        self.started = state.started.min(now);
+        self.is_resumed = true;
+        for (id, Adopted { life, process }) in nodes {
+            let LifeState {
+                incarnation,
+                pid,
+                born,
+                restarts,
+                ..
+            } = life;
+            let slot = Slot::adopted(
+                self.settings.incarnation,
+                Life { incarnation, pid },
+                restarts,
+                now,
+            );
+            if self.fleet.adopt(id, slot, born.min(now)) {
+                info!(node = %id, pid, "Node taken over.");
+                let process = Arc::new(process);
+                self.adopted.insert(id, Arc::clone(&process));
+                let attended = self.spawner.attend_adopted(id, incarnation, process);
+                self.children.spawn(attended);
+            }
+        }
+    }
+
+    /// Writes down what the next orchestrator needs, if that has changed.
+    pub(super) fn save(&mut self) {
+        let lives = self.fleet.nodes().filter_map(|(id, node)| {
+            let Life { incarnation, pid } = node.slot.life()?;
+            let start_ticks = self.state_file.start_ticks(id, incarnation, pid)?;
+            let life = LifeState {
+                incarnation,
+                pid,
+                start_ticks,
+                born: node.born,
+                restarts: node.slot.restarts(),
+            };
+            Some((id, life))
+        });
+        let lives: std::collections::BTreeMap<_, _> = lives.collect();
+        let highest = lives.values().map(|life| life.incarnation).max();
+        let state = State {
+            incarnation: highest.unwrap_or(0).max(self.settings.incarnation),
+            started: self.started,
+            size: self.settings.size,
+            lives,
+            view: self.membership.view().clone(),
+        };
+        self.state_file.write(state);
+    }
+
+    /// Sends a signal to the process in a slot.
+    pub(super) fn signal(&self, id: NodeId, pid: u32, number: Signal) {
+        match self.adopted.get(&id) {
+            // Not our child, so its pid may be another's by now.
+            Some(process) if process.pid == pid => process.signal(number),
+            Some(_) | None => signal(pid, number),
+        }
+    }
+}

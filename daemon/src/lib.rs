@@ -11,6 +11,7 @@ pub mod descriptor;
 pub mod descriptors;
 pub mod exit;
 pub mod node;
+pub mod notify;
 pub mod runtime_dir;
 pub mod signals;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 //! and obeys its decisions.
 
 mod adopt;
+mod serve;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ use crate::{
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     process::Process,
+    service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
     supervisor::{Action, Event, Exit, Phase},
@@ -105,6 +107,7 @@ pub(crate) struct Cluster {
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
     state_file: StateFile,
+    service: Service,
     stage: Stage,
     failure: Option<ClusterError>,
     /// Was whole under an earlier orchestrator.
@@ -130,6 +133,7 @@ impl Cluster {
             children: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,
+            service: Service::new(),
             stage: Stage::Starting,
             failure: None,
             is_resumed: false,
@@ -164,6 +168,10 @@ impl Cluster {
                     Ok(ended) => self.ended(clock::now(), ended),
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
+                due = self.service.due() => match due {
+                    Due::Beat => self.beat(),
+                    Due::Orphans => self.reap(),
+                },
                 _ = table.tick() => self.show_table(clock::now()),
                 () = sleep(wait) => {}
             }
@@ -197,6 +205,7 @@ impl Cluster {
             {
                 self.stage = Stage::Running;
                 announce(&self.settings);
+                self.service.ready();
             }
             Stage::EndingWorkers { .. } if self.fleet.all(Role::Worker, stopped) => {
                 let until = now + BROKER_TIMEOUT;
@@ -439,6 +448,7 @@ impl Cluster {
     fn begin_end(&mut self, now: Millis) {
         let until = now + self.settings.shutdown_timeout + WORKER_GRACE;
         self.stage = Stage::EndingWorkers { until };
+        self.service.stopping();
         self.stop_role(now, Role::Worker);
     }
 
@@ -451,6 +461,7 @@ impl Cluster {
     fn kill_all(&mut self, now: Millis) {
         let until = now + KILL_TIMEOUT;
         self.stage = Stage::Killing { until };
+        self.service.stopping();
         self.stop_role(now, Role::Worker);
         self.stop_role(now, Role::Broker);
         for (id, node) in self.fleet.nodes() {

@@ -174,6 +174,11 @@ impl Node {
         self.rate = Rate::default();
     }
 
+    /// What the process reported last.
+    pub(crate) fn stats(&self) -> Option<&Stats> {
+        self.stats.as_ref()
+    }
+
     pub(crate) fn rate(&self) -> Rate {
         self.rate
     }

@@ -13,6 +13,7 @@ mod logs;
 mod membership;
 mod node;
 mod process;
+mod service;
 mod spawn;
 mod state;
 mod supervisor;

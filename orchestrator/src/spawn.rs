@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use muster_daemon::notify;
 use rustix::{
     fs::{OFlags, fcntl_setfl},
     pipe::{PipeFlags, pipe_with},
@@ -100,7 +101,7 @@ impl Spawner {
             .stderr(Stdio::from(write_end))
             .process_group(0)
             .kill_on_drop(true);
-        for variable in settings_variables() {
+        for variable in foreign_variables() {
             command.env_remove(variable);
         }
         let child = command.spawn()?;
@@ -216,11 +217,13 @@ fn reopen_stderr(pid: u32) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_file(options.open(format!("/proc/{pid}/fd/2"))?)
 }
 
-fn settings_variables() -> impl Iterator<Item = OsString> {
+/// Variables that are not for nodes.
+fn foreign_variables() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
         let name = name.to_string_lossy();
         let setting = name.starts_with(SETTINGS_PREFIX) || name == FILTER_VARIABLE;
-        setting && !name.starts_with(TEST_PREFIX)
+        let manager = notify::VARIABLES.contains(&name.as_ref());
+        (setting && !name.starts_with(TEST_PREFIX)) || manager
     })
 }
 

@@ -24,6 +24,8 @@ impl Cluster {
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
         self.is_resumed = true;
+        // Its clients never noticed, so neither need the manager wait.
+        self.service.ready();
         for (id, Adopted { life, process }) in nodes {
             let LifeState {
                 incarnation,

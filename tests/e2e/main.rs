@@ -4,6 +4,7 @@ mod adoption;
 mod auth;
 mod closes;
 mod command_line;
+mod deploy;
 mod failures;
 mod heartbeat;
 mod http;

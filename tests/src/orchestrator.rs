@@ -61,6 +61,13 @@ pub fn command_in_shell(script: &str) -> tokio::process::Command {
     isolated(shell)
 }
 
+/// A command of another program that starts the orchestrator, which then does
+/// not see those settings either.
+#[must_use]
+pub fn command_through(program: &str) -> tokio::process::Command {
+    isolated(tokio::process::Command::new(program))
+}
+
 fn isolated(mut command: tokio::process::Command) -> tokio::process::Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("MUSTER_") {

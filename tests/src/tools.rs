@@ -32,10 +32,13 @@ pub fn available(name: &str, programs: &[&str]) -> bool {
     };
     let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
     assert!(!in_ci, "{name} needs {missing}, which is not here");
-    say(&format!(
-        "SKIPPED {name}: it needs {missing}, which is not here"
-    ));
+    skipped(name, &format!("it needs {missing}, which is not here"));
     false
+}
+
+/// Says that the test `name` is skipped, and why, where that is fine anywhere.
+pub fn skipped(name: &str, reason: &str) {
+    say(&format!("SKIPPED {name}: {reason}"));
 }
 
 /// A directory below the target directory that `fill` fills once for each

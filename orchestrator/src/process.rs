@@ -40,9 +40,11 @@ pub(crate) struct Process {
 
 /// What a node's command line says.
 #[derive(Debug, PartialEq, Eq)]
-struct NodeCommand {
+struct NodeCommand<'a> {
     id: NodeId,
     incarnation: u64,
+    /// Absolute.
+    dir: &'a Path,
 }
 
 /// Every node of this user that was started for `runtime_dir`.
@@ -52,6 +54,7 @@ struct NodeCommand {
 /// When the system's processes cannot be read.
 pub(crate) fn nodes_of(runtime_dir: &Path) -> io::Result<Vec<NodeProcess>> {
     let mut found = Vec::new();
+    let own_dir = fs::metadata(runtime_dir)?;
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
         let pid = entry
@@ -64,7 +67,12 @@ pub(crate) fn nodes_of(runtime_dir: &Path) -> io::Result<Vec<NodeProcess>> {
             && let Ok(metadata) = entry.metadata()
             && metadata.uid() == geteuid().as_raw()
             && let Ok(command_line) = fs::read(entry.path().join("cmdline"))
-            && let Some(NodeCommand { id, incarnation }) = parse(&command_line, runtime_dir)
+            && let Some(NodeCommand {
+                id,
+                incarnation,
+                dir,
+            }) = parse(&command_line)
+            && is_same_dir(&entry.path(), dir, &own_dir)
         {
             found.push(NodeProcess {
                 id,
@@ -132,7 +140,7 @@ impl Process {
 
 /// `program worker|broker --slot N --incarnation N … --runtime-dir DIR …`, as
 /// nodes are started.
-fn parse(command_line: &[u8], runtime_dir: &Path) -> Option<NodeCommand> {
+fn parse(command_line: &[u8]) -> Option<NodeCommand<'_>> {
     let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let role = match *arguments.get(1)? {
         b"worker" => Role::Worker,
@@ -144,9 +152,7 @@ fn parse(command_line: &[u8], runtime_dir: &Path) -> Option<NodeCommand> {
         pairs.find(|pair| pair[0] == flag).map(|pair| pair[1])
     };
     let number = |flag| std::str::from_utf8(value(flag)?).ok()?.parse::<u64>().ok();
-    if OsStr::from_bytes(value(b"--runtime-dir")?) != runtime_dir.as_os_str() {
-        return None;
-    }
+    let dir = Path::new(OsStr::from_bytes(value(b"--runtime-dir")?));
     let slot = number(b"--slot").and_then(|slot| u32::try_from(slot).ok());
     Some(NodeCommand {
         id: NodeId {
@@ -155,7 +161,18 @@ fn parse(command_line: &[u8], runtime_dir: &Path) -> Option<NodeCommand> {
             slot: slot.unwrap_or(0),
         },
         incarnation: number(b"--incarnation").unwrap_or(0),
+        dir,
     })
+}
+
+/// Whether what a process calls `dir` is the directory `own`: the same path can
+/// be another one in a container, and another path the same one.
+fn is_same_dir(process: &Path, dir: &Path, own: &fs::Metadata) -> bool {
+    let Ok(relative) = dir.strip_prefix("/") else {
+        return false;
+    };
+    let seen = fs::metadata(process.join("root").join(relative));
+    seen.is_ok_and(|seen| (seen.dev(), seen.ino()) == (own.dev(), own.ino()))
 }
 
 /// The 22nd field of `/proc/PID/stat`; the second is a name in parentheses that
@@ -171,22 +188,44 @@ mod tests {
 
     #[test]
     fn a_node_is_told_by_its_role_and_its_runtime_directory() {
-        let dir = Path::new("/run/a");
         let node = b"orchestrator\0worker\0--slot\x003\0--incarnation\x0077\0--runtime-dir\0/run/a\0--config\0/run/a/c\0";
         let id = NodeId {
             role: Role::Worker,
             slot: 3,
         };
-        let incarnation = 77;
-        assert_eq!(parse(node, dir), Some(NodeCommand { id, incarnation }));
-        assert_eq!(parse(node, Path::new("/run/b")), None);
+        let expected = NodeCommand {
+            id,
+            incarnation: 77,
+            dir: Path::new("/run/a"),
+        };
+        assert_eq!(parse(node), Some(expected));
         for other in [
             b"orchestrator\0up\0--runtime-dir\0/run/a\0".as_slice(),
             b"orchestrator\0--runtime-dir\0/run/a\0worker\0",
             b"vi\0worker\0/run/a\0",
             b"",
         ] {
-            assert_eq!(parse(other, dir), None);
+            assert_eq!(parse(other), None);
+        }
+    }
+
+    #[test]
+    fn a_directory_is_the_same_under_another_name_and_another_one_under_the_same() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("run");
+        fs::create_dir(&dir).unwrap();
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        let own = fs::metadata(&dir).unwrap();
+        let process = Path::new("/proc/self");
+        for same in [dir.clone(), link.join("run"), dir.join("../run")] {
+            assert!(is_same_dir(process, &same, &own), "{same:?}");
+        }
+        // As a process in a container sees it.
+        fs::create_dir_all(parent.path().join("root/run")).unwrap();
+        assert!(!is_same_dir(parent.path(), Path::new("/run"), &own));
+        for none in ["run", "/nonexistent/muster", ""] {
+            assert!(!is_same_dir(process, Path::new(none), &own), "{none}");
         }
     }
 
@@ -194,7 +233,7 @@ mod tests {
     fn a_node_with_a_slot_that_is_none_is_found_and_fills_no_slot() {
         for slot in ["x", "-1", "99999999999", ""] {
             let line = format!("o\0broker\0--slot\0{slot}\0--runtime-dir\0/run/a\0");
-            let node = parse(line.as_bytes(), Path::new("/run/a")).unwrap();
+            let node = parse(line.as_bytes()).unwrap();
             assert_eq!((node.id.slot, node.incarnation), (0, 0), "{slot}");
         }
     }

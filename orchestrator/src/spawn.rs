@@ -73,7 +73,8 @@ impl Spawner {
     ///
     /// It has a process group of its own, so that Ctrl-C reaches only the
     /// orchestrator, and a stderr that never blocks it: when the orchestrator
-    /// stands still or is gone, its log lines are lost and it goes on.
+    /// stands still or is gone, its log lines are lost and it goes on. Nor does
+    /// it end when the orchestrator fails: the next one takes it over.
     ///
     /// # Errors
     ///
@@ -99,8 +100,7 @@ impl Spawner {
             .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::from(write_end))
-            .process_group(0)
-            .kill_on_drop(true);
+            .process_group(0);
         for variable in foreign_variables() {
             command.env_remove(variable);
         }
@@ -141,36 +141,21 @@ impl Spawner {
         let stderr = reopen_stderr(process.pid).inspect_err(|error| {
             warn!(%node, %error, "The log of a node that was taken over cannot be read.");
         });
-        let mut process = KilledOnDrop(Some(process));
         let end = async move {
-            let Some(living) = process.0.as_ref() else {
-                return String::new();
-            };
-            match living.wait().await {
-                Ok(()) => {
-                    process.0.take();
-                    "exit unknown (adopted)".to_owned()
+            match process.wait().await {
+                Ok(()) => "exit unknown (adopted)".to_owned(),
+                Err(error) => {
+                    // What cannot be watched must not live beside its successor.
+                    process.signal(Signal::KILL);
+                    format!("cannot be watched: {error}")
                 }
-                // What cannot be watched is killed and started anew.
-                Err(error) => format!("cannot be watched: {error}"),
             }
         };
         attend(self.sink.clone(), node, incarnation, stderr.ok(), end)
     }
 }
 
-/// Like a child with `kill_on_drop`: an orchestrator that gives up leaves
-/// nothing behind.
-struct KilledOnDrop(Option<Arc<Process>>);
-
-impl Drop for KilledOnDrop {
-    fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            process.signal(Signal::KILL);
-        }
-    }
-}
-
+/// Passes on what a node logs until it ends.
 async fn attend(
     sink: LineSink,
     node: NodeId,

@@ -73,7 +73,7 @@ pub(crate) enum UpError {
     Bind { path: PathBuf, source: io::Error },
     #[error("cannot run")]
     Run(#[source] io::Error),
-    #[error("the control socket failed")]
+    #[error("the control socket failed; workers and brokers go on, and `up` takes them over")]
     Control(#[source] ServeError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -144,11 +144,17 @@ fn run(
         None => args.size(cores),
     };
     let ended = runtime.block_on(serve(prepared, &dir, size, console, table));
-    // The next `up` should find no socket of ours, whatever happened.
-    let removed = dir.remove_sockets(&lock);
-    ended?;
-    info!("Ended.");
-    Ok(removed?)
+    match ended {
+        // No node is left, and the next `up` should find no socket of ours.
+        Ok(()) | Err(UpError::Cluster(_)) => {
+            let removed = dir.remove_sockets(&lock);
+            ended?;
+            info!("Ended.");
+            Ok(removed?)
+        }
+        // What lives goes on, until the next orchestrator takes it over.
+        Err(error) => Err(error),
+    }
 }
 
 /// What is there before the first node is.

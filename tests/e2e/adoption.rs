@@ -3,10 +3,14 @@
 
 use std::{
     fs,
+    io::Write as _,
+    os::unix::net::UnixStream,
     process::{Child, Command},
+    time::Duration,
 };
 
 use muster_tests::{Cluster, Raw, eventually, patience, status::Status};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rustix::process::Signal;
 
 use crate::{everybody_hears_everybody, on_every_worker};
@@ -325,4 +329,106 @@ async fn the_log_of_nodes_that_were_taken_over_is_heard_again() {
         },
     )
     .await;
+}
+
+#[tokio::test]
+async fn an_orchestrator_that_is_killed_at_any_moment_of_its_start_can_be_started_again() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut cluster = Cluster::start(2, 2).await;
+    let mut clients = on_every_worker(&cluster).await;
+    subscribe_all(&mut clients).await;
+    for round in 0..3 {
+        for _ in 0..4 {
+            cluster.kill_orchestrator().await;
+            cluster.begin_up_again();
+            // Somewhere between the first look around and the last node's join.
+            tokio::time::sleep(Duration::from_micros(rng.random_range(0..80_000))).await;
+        }
+        cluster.kill_orchestrator().await;
+        let status = cluster.up_again(4, |same| same).await;
+        assert!(status.nodes.iter().all(|node| node.restarts == 0));
+        everybody_hears_everybody(&mut clients, &channels(), &format!("round {round}")).await;
+    }
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn a_first_start_that_is_killed_at_any_moment_leaves_nothing_in_the_way_of_the_next() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    for _ in 0..8 {
+        let mut cluster = Cluster::builder(2, 1).begin();
+        tokio::time::sleep(Duration::from_micros(rng.random_range(0..150_000))).await;
+        cluster.kill_orchestrator().await;
+        cluster.up_again(3, |same| same).await;
+        Raw::connect(&cluster.url()).await;
+        cluster.down().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_while_there_is_no_orchestrator_holds_the_next_one_up_briefly() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let before = cluster.status().await.unwrap();
+    cluster.kill_orchestrator().await;
+    cluster.signal_last_known(&before, "worker", 1, Signal::STOP);
+    let after = cluster.up_again(2, |same| same).await;
+    assert_ne!(
+        after.node("worker", 1).unwrap().pid,
+        before.node("worker", 1).unwrap().pid
+    );
+    Raw::connect(&cluster.url()).await;
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_ending_is_whole_again_once_its_last_clients_are_gone() {
+    let mut cluster = Cluster::builder(2, 1)
+        .config("[shutdown]\ncloses_per_second = 1\ntimeout = \"5s\"")
+        .start()
+        .await;
+    let mut clients = on_every_worker(&cluster).await;
+    let before = cluster.status().await.unwrap();
+    cluster.signal(Signal::TERM);
+    clients[0].closed().await;
+    cluster.kill_orchestrator().await;
+    cluster.up_again(3, |same| same).await;
+    eventually("both workers are new", patience(), async || {
+        let status = cluster.status().await?;
+        let is_new = |slot| {
+            let node = status.node("worker", slot)?;
+            let pid = before.node("worker", slot)?.pid;
+            (node.pid != pid && node.state == "ready").then_some(())
+        };
+        is_new(1).and(is_new(2)).ok_or(format!("{status:?}"))
+    })
+    .await;
+    Raw::connect(&cluster.url()).await;
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn garbage_on_a_workers_socket_harms_nobody() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let mut client = Raw::connect(&cluster.url()).await;
+    let sockets: Vec<_> = fs::read_dir(cluster.runtime_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().contains("/worker-"))
+        .collect();
+    assert_eq!(sockets.len(), 1);
+    for garbage in [vec![0; 1 << 20], b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![]] {
+        let mut peer = UnixStream::connect(&sockets[0]).unwrap();
+        // The worker closes as soon as it has seen enough.
+        let _ = peer.write_all(&garbage);
+        drop(peer);
+        client.publish("a", "1").await;
+    }
+    cluster.kill_orchestrator().await;
+    cluster.up_again(2, |same| same).await;
+    assert!(client.is_alive().await);
+    cluster.down().await;
 }

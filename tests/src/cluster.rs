@@ -94,24 +94,38 @@ impl ClusterBuilder {
         self.start_in(Arc::new(dir)).await
     }
 
+    /// Starts it and does not wait.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn begin(self) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("muster-").tempdir();
+        self.begin_in(Arc::new(dir.expect("a directory")))
+    }
+
     async fn start_in(self, dir: Arc<TempDir>) -> Cluster {
+        let nodes = self.workers + self.brokers;
+        let mut cluster = self.begin_in(dir);
+        cluster.status = cluster.whole(nodes).await;
+        cluster
+    }
+
+    fn begin_in(self, dir: Arc<TempDir>) -> Cluster {
         fs::write(key_file(dir.path()), &self.key).expect("the key file is written");
         fs::write(config_file(dir.path()), &self.config).expect("the configuration is written");
         fs::File::create(log_file(dir.path())).expect("the log is created");
-        let nodes = self.workers + self.brokers;
         let status = Status {
             listen: String::new(),
             pid: 0,
             nodes: vec![],
         };
-        let mut cluster = Cluster {
+        Cluster {
             orchestrator: self.up(dir.path()),
             builder: self,
             dir,
             status,
-        };
-        cluster.status = cluster.whole(nodes).await;
-        cluster
+        }
     }
 
     /// Starts an orchestrator for the cluster in `dir`.
@@ -351,6 +365,12 @@ impl Cluster {
         self.orchestrator = builder.up(self.dir.path());
         self.status = self.whole(nodes).await;
         self.status.clone()
+    }
+
+    /// Starts an orchestrator in the place of one that was killed, and does not
+    /// wait.
+    pub fn begin_up_again(&mut self) {
+        self.orchestrator = self.builder.up(self.dir.path());
     }
 
     /// Sends a signal to the orchestrator.

@@ -155,8 +155,8 @@ impl Node {
             tokio::select! {
                 command = self.control.commands.recv() => match command {
                     Some(Command::View(view)) => self.take_view(view).await,
-                    Some(Command::Client(command)) => {
-                        debug!(id = command.id, "Ignored a command for workers.");
+                    Some(Command::Query(query)) => {
+                        debug!(id = query.id, "Ignored a query for workers.");
                     }
                     None => return Err(BrokerError::PartStopped {
                         part: "the control stream",

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     load::{ConfigError, Loaded, Override, Source, load},
-    print::{commented_defaults, effective},
+    print::{commented_defaults, effective, json},
 };
 use crate::ByteSize;
 

@@ -1,6 +1,8 @@
 //! The running cluster: one task that owns everything the orchestrator knows
 //! and obeys its decisions.
 
+mod operate;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use muster_daemon::{
@@ -21,7 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     announce::announce,
-    calls::{Calls, Outcome},
+    calls::{Calls, Gathered, NotAsked},
     cli::Size,
     console::Console,
     control::{JoinRefused, Request},
@@ -52,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) path: String,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) shutdown_timeout: Duration,
+    /// How long a publication may take before its outcome is unknown.
+    pub(crate) publish_timeout: Duration,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -89,6 +93,9 @@ enum Stage {
     },
 }
 
+/// Where the outcome of a query goes; one who gave up needs none.
+type Operator = oneshot::Sender<Result<Gathered, NotAsked>>;
+
 /// Everything the orchestrator knows.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -96,7 +103,7 @@ pub(crate) struct Cluster {
     spawner: Spawner,
     fleet: Fleet,
     membership: Membership,
-    calls: Calls<oneshot::Sender<Outcome>>,
+    calls: Calls<Operator>,
     children: JoinSet<Ended>,
     stage: Stage,
     failure: Option<ClusterError>,
@@ -160,10 +167,8 @@ impl Cluster {
         }
         let tells = self.membership.time(now);
         self.tell(tells);
-        for (answer, outcome) in self.calls.time(now) {
-            // An operator that gave up needs no answer.
-            let _ = answer.send(outcome);
-        }
+        let late = self.calls.time(now);
+        operate::conclude(late);
         self.advance_stage(now);
     }
 
@@ -264,11 +269,16 @@ impl Cluster {
                 self.stop(now, Stop::Graceful);
                 let _ = answer.send(());
             }
-            Request::Client { command, answer } => self.client(now, &command, answer),
+            Request::Query {
+                request,
+                whom,
+                answer,
+            } => self.query(now, &request, whom, answer),
         }
     }
 
     fn joined(&mut self, now: Millis, node: &Joined) {
+        self.tell_log_filter(node.id);
         // Nodes that are ending need no view.
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
@@ -296,11 +306,7 @@ impl Cluster {
                 let tells = self.membership.applied(id, applied.epoch);
                 self.tell(tells);
             }
-            Report::Client(result) => {
-                if let Some((answer, outcome)) = self.calls.answered(id.slot, &result) {
-                    let _ = answer.send(outcome);
-                }
-            }
+            Report::Reply(reply) => operate::conclude(self.calls.answered(id, reply)),
         }
     }
 
@@ -308,11 +314,7 @@ impl Cluster {
         self.fleet.leave(id);
         let tells = self.membership.left(id);
         self.tell(tells);
-        if id.role == Role::Worker {
-            for (answer, outcome) in self.calls.left(id.slot) {
-                let _ = answer.send(outcome);
-            }
-        }
+        operate::conclude(self.calls.left(id));
     }
 
     fn ended(&mut self, now: Millis, ended: Ended) {
@@ -462,35 +464,6 @@ impl Cluster {
                     warn!(node = %id, "A node does not take its view.");
                     self.leave(id);
                 }
-            }
-        }
-    }
-
-    fn client(
-        &mut self,
-        now: Millis,
-        command: &pb::ClientCommand,
-        answer: oneshot::Sender<Outcome>,
-    ) {
-        let workers = self.fleet.joined(Role::Worker);
-        let id = match self.calls.begin(now, workers.clone(), answer) {
-            Ok(id) => id,
-            Err((answer, outcome)) => {
-                let _ = answer.send(outcome);
-                return;
-            }
-        };
-        for slot in workers {
-            let worker = NodeId {
-                role: Role::Worker,
-                slot,
-            };
-            let command = pb::ClientCommand {
-                id,
-                ..command.clone()
-            };
-            if !self.fleet.send(worker, Command::Client(command)) {
-                self.leave(worker);
             }
         }
     }

@@ -223,6 +223,7 @@ async fn serve(
         path: config.listener.path.clone(),
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
+        publish_timeout: config.link.publish_timeout,
         incarnation: clock::unix_seconds() * INCARNATIONS,
         terminal: io::stderr().is_terminal(),
         table,

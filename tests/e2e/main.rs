@@ -7,6 +7,7 @@ mod failures;
 mod heartbeat;
 mod http;
 mod limits;
+mod operator_verbs;
 mod operators;
 mod packets;
 mod publishing;

@@ -107,6 +107,7 @@ pub(crate) async fn serve(
         }
         worker.start_serving();
         worker.engine.finish_turn();
+        worker.reply();
         // The links' and the control stream's tasks have their turn.
         tokio::task::yield_now().await;
     }
@@ -147,10 +148,14 @@ impl Worker<'_> {
                 }
                 Err(error) => error!(%error, "The orchestrator sent a view that makes no sense."),
             },
-            Command::Client(command) => {
-                let result = self.engine.operate(command);
-                self.report(Report::Client(result));
-            }
+            Command::Query(query) => self.engine.operate(query),
+        }
+    }
+
+    /// Tells operators what has come out meanwhile.
+    fn reply(&mut self) {
+        for reply in self.engine.take_replies() {
+            self.report(Report::Reply(reply));
         }
     }
 

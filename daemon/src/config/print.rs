@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, SECTIONS, Source};
@@ -55,6 +56,42 @@ pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String 
         }
     }
     text
+}
+
+/// Every setting with its value, where that came from, and its documentation,
+/// for programs.
+#[must_use]
+pub fn json(config: &Config, sources: &BTreeMap<String, Source>) -> String {
+    #[derive(Serialize)]
+    struct Setting<'a> {
+        key: String,
+        /// Null: not set.
+        value: Option<&'a Value>,
+        source: String,
+        doc: String,
+    }
+    #[derive(Serialize)]
+    struct Settings<'a> {
+        settings: Vec<Setting<'a>>,
+    }
+    let values = values(config);
+    let keys = SECTIONS
+        .iter()
+        .flat_map(|section| section.keys.iter().map(move |key| (section, key)));
+    let settings = keys.map(|(section, key)| {
+        let name = format!("{}.{}", section.name, key.name);
+        let source = sources.get(&name);
+        let doc: Vec<_> = key.doc.iter().map(|line| line.trim()).collect();
+        Setting {
+            value: value_of(&values, section.name, key.name),
+            source: source.map_or_else(|| "default".to_owned(), ToString::to_string),
+            doc: doc.join(" "),
+            key: name,
+        }
+    });
+    let settings = settings.collect();
+    let json = serde_json::to_string_pretty(&Settings { settings });
+    json.expect("TOML's own types are always JSON") + "\n"
 }
 
 fn values(config: &Config) -> Table {

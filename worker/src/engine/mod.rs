@@ -21,8 +21,8 @@ use muster_wire::{Millis, close::CloseCode, session::Session};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
-use self::cluster::Links;
 pub(crate) use self::lifecycle::Drain;
+use self::{cluster::Links, operate::Operators};
 use crate::{
     connection::{Connection, ConnectionKey, Interest, Phase},
     connections::Connections,
@@ -62,6 +62,7 @@ pub(crate) struct Engine {
     accepting: Accepting,
     gate: Option<Gate>,
     links: Links,
+    operators: Operators,
     wheel: Wheel,
     now: Now,
     rng: StdRng,
@@ -97,7 +98,7 @@ impl Engine {
         gate: Option<Gate>,
         link_events: mpsc::Sender<LinkEvent>,
         now: Now,
-        rng: StdRng,
+        mut rng: StdRng,
     ) -> std::io::Result<Self> {
         Ok(Self {
             connections: Connections::new(settings.outbox_bytes_max),
@@ -108,6 +109,7 @@ impl Engine {
             accepting: Accepting::No,
             gate,
             links: Links::new(link_events),
+            operators: Operators::new(&mut rng),
             wheel: Wheel::new(now.millis),
             now,
             rng,

@@ -19,9 +19,17 @@ const WORKERS_MAX: i64 = 256;
 /// Shards that brokers share; a broker without one is of no use.
 const BROKERS_MAX: i64 = muster_proto::SHARDS as i64;
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   not done; the message says why
+  2   the command line or the data makes no sense
+  3   the outcome is unknown: it may have been done or not
+  78  the configuration is at fault";
+
 /// Muster: a realtime cluster for games that speaks the SocketCluster protocol.
 #[derive(Debug, Parser)]
-#[command(name = "orchestrator", version, propagate_version = true)]
+#[command(name = "orchestrator", version, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Configuration file.
     #[arg(short, long, global = true, value_name = "FILE", env = "MUSTER_CONFIG")]

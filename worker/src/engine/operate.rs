@@ -268,6 +268,47 @@ mod tests {
     }
 
     #[test]
+    fn an_operator_whose_channel_has_no_room_is_refused_and_nothing_is_kept() {
+        use muster_wire::{Millis, session::Rules, token::UnixSeconds};
+        use std::time::Duration;
+
+        use crate::{
+            auth::Auth,
+            core::{Core, Now},
+            router::Router,
+        };
+
+        let second = Duration::from_secs(1);
+        let rules = Rules {
+            handshake_timeout: second,
+            ping_interval: second,
+            pong_timeout: second,
+            channels_max: 1,
+        };
+        let auth = Auth::with_secret(b"a test", second);
+        let mut core = Core::new(rules, auth, Router::new(100, second));
+        let now = Now {
+            millis: Millis(1000),
+            unix: UnixSeconds(0),
+        };
+        let mut publish = |n| {
+            let publication = Publication {
+                channel: ChannelName::try_from("a").unwrap(),
+                data: Some(Bytes::from(vec![b'1'; 100])),
+                producer: SessionId::from_random([7; 15]),
+                n,
+                waiter: Some(Waiter::Operator(n)),
+                accepted: now.millis,
+            };
+            core.publish_for_operator(publication, now)
+        };
+        assert!(publish(1), "there is always room for one");
+        assert!(!publish(2));
+        assert_eq!(core.stats.publications, 1);
+        core.router.handle_tick(now.millis + second * 2);
+    }
+
+    #[test]
     fn an_operator_learns_whether_a_publication_may_still_arrive() {
         for (result, outcome) in [
             (Ok(()), Outcome::Published),

@@ -161,7 +161,10 @@ impl Intake {
 /// known channel has its name already.
 pub(crate) fn check_channel(name: &[u8]) -> Result<(), ChannelNameError> {
     if name.len() > CHANNEL_NAME_BYTES_MAX {
-        return Err(ChannelNameError::TooLong { len: name.len() });
+        return Err(ChannelNameError::TooLong {
+            len: name.len(),
+            max: CHANNEL_NAME_BYTES_MAX,
+        });
     }
     str::from_utf8(name).map_err(|_| ChannelNameError::NotUtf8)?;
     Ok(())

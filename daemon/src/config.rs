@@ -6,6 +6,7 @@
 
 mod duration;
 mod load;
+mod namespace;
 mod print;
 mod validate;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     load::{ConfigError, Loaded, Override, Source, load},
+    namespace::{Namespace, Right, SlowClient},
     print::{commented_defaults, effective, json},
 };
 use crate::ByteSize;
@@ -56,6 +58,9 @@ macro_rules! sections {
                 $(#[doc = $section_doc])+
                 pub $section: $name,
             )+
+            /// What differs for channels whose names begin alike.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            pub namespace: Vec<Namespace>,
         }
 
         $(
@@ -135,6 +140,10 @@ sections! {
         /// Open connections per worker beyond which new ones are answered 503;
         /// absent: as many as the descriptors allow, at most 18 000.
         connections_max: Option<u32> = None,
+        /// Open connections per worker from one address (of IPv6, one /64 network)
+        /// beyond which new ones are answered 429; absent: no limit. Behind a proxy
+        /// all clients have the proxy's address.
+        connections_per_address_max: Option<u32> = None,
         /// Longest message a client may send; beyond it it is closed with 1009.
         message_bytes_max: ByteSize = ByteSize::mib(1),
         /// Bytes queued for one client beyond which it is a slow client. An empty
@@ -142,6 +151,13 @@ sections! {
         outbox_bytes_max: ByteSize = ByteSize::mib(1),
         /// Channels one connection may subscribe to.
         channels_per_connection_max: u32 = 1000,
+        /// Longest channel name, at most 512.
+        channel_name_bytes_max: u32 = 512,
+        /// Packets a client may send in the long run (`rate`, per second) and at once
+        /// (`burst`). One that is faster is read more slowly, never answered an error.
+        /// Subscriptions have a share of their own, of the same rate and a burst of at
+        /// least channels_per_connection_max.
+        messages_per_second: Rate = Rate { rate: 5000, burst: 10_000 },
     }
 
     /// Between a worker and a broker.
@@ -189,6 +205,16 @@ sections! {
         /// `RUST_LOG` syntax; the variable `RUST_LOG` is read too.
         filter: String = "info".into(),
     }
+}
+
+/// How often something may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Per second, in the long run.
+    pub rate: u32,
+    /// At once.
+    pub burst: u32,
 }
 
 /// How a log line looks.

@@ -144,6 +144,7 @@ enum Figures {
         holes: u64,
         links: u32,
         slow_clients_closed: u64,
+        dropped: u64,
     },
     Broker {
         shards: u32,
@@ -167,6 +168,7 @@ impl From<Stats> for Figures {
                 holes: stats.holes,
                 links: stats.links,
                 slow_clients_closed: stats.slow_clients_closed,
+                dropped: stats.dropped,
             },
             Stats::Broker(stats) => Self::Broker {
                 shards: stats.shards,

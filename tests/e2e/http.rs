@@ -17,14 +17,19 @@ pub(crate) async fn upgraded(cluster: &Cluster) -> TcpStream {
     let mut stream = TcpStream::connect(cluster.addr())
         .await
         .expect("the server listens");
+    let head = upgrade(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    stream
+}
+
+/// Asks for an upgrade; the head of the answer.
+pub(crate) async fn upgrade(stream: &mut TcpStream) -> String {
     let request = format!("GET /socketcluster/ HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n");
     stream
         .write_all(request.as_bytes())
         .await
         .expect("the connection stands");
-    let head = head(&mut stream).await;
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    stream
+    head(stream).await
 }
 
 /// Reads one HTTP head.

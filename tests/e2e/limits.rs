@@ -113,3 +113,52 @@ async fn too_few_descriptors_are_told_with_the_limit_and_what_it_allows() {
         );
     }
 }
+
+/// Connects from a loopback address of this machine and asks for an upgrade.
+async fn upgrade_from(cluster: &Cluster, address: &str) -> (TcpStream, String) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    let from = format!("{address}:0").parse().expect("an address");
+    socket.bind(from).expect("a loopback address");
+    let to = cluster.addr().parse().expect("an address");
+    let mut stream = socket.connect(to).await.expect("the server listens");
+    let head = http::upgrade(&mut stream).await;
+    (stream, head)
+}
+
+#[tokio::test]
+async fn an_address_with_too_many_connections_is_answered_429_and_others_are_served() {
+    let cluster = Cluster::builder(1, 1)
+        .config("[limits]\nconnections_per_address_max = 2")
+        .start()
+        .await;
+    let (first, head) = upgrade_from(&cluster, "127.0.0.2").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let (_second, head) = upgrade_from(&cluster, "127.0.0.2").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let (_refused, head) = upgrade_from(&cluster, "127.0.0.2").await;
+    assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
+    assert!(head.contains("Retry-After: "), "{head}");
+    let (_other, head) = upgrade_from(&cluster, "127.0.0.3").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    drop(first);
+    muster_tests::eventually("there is room again", patience(), async || {
+        let (_, head) = upgrade_from(&cluster, "127.0.0.2").await;
+        head.starts_with("HTTP/1.1 101 ").then_some(()).ok_or(head)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_channel_name_beyond_the_configured_length_is_refused_with_both_lengths() {
+    let cluster = Cluster::builder(1, 1)
+        .config("[limits]\nchannel_name_bytes_max = 8")
+        .start()
+        .await;
+    let mut client = Raw::connect(&cluster.url()).await;
+    client.subscribe("12345678").await;
+    let answer = client
+        .call("#subscribe", r#"{"channel":"123456789"}"#)
+        .await;
+    assert_eq!(error_name(&answer), "InvalidActionError");
+    assert!(answer.contains("9 bytes, at most 8"), "{answer}");
+}

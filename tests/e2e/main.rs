@@ -7,10 +7,12 @@ mod failures;
 mod heartbeat;
 mod http;
 mod limits;
+mod namespaces;
 mod operator_verbs;
 mod operators;
 mod packets;
 mod publishing;
+mod rates;
 mod sdk;
 
 use std::collections::BTreeSet;

@@ -84,6 +84,22 @@ async fn an_operator_publishes_to_the_subscribers_of_every_worker_and_data_passe
 }
 
 #[tokio::test]
+async fn an_operator_publishes_where_no_client_may() {
+    let cluster = Cluster::builder(1, 1)
+        .config("[[namespace]]\nprefix = \"feed:\"\npublish = \"nobody\"")
+        .start()
+        .await;
+    let mut client = Raw::connect(&cluster.url()).await;
+    client.subscribe("feed:1").await;
+    let refused = client
+        .call("#publish", r#"{"channel":"feed:1","data":1}"#)
+        .await;
+    assert!(refused.contains("error"), "{refused}");
+    answer(&cluster, &["publish", "feed:1", "2"]).await;
+    assert_eq!(client.delivery().await.1.as_deref(), Some("2"));
+}
+
+#[tokio::test]
 async fn the_same_publication_twice_is_two_publications() {
     let cluster = Cluster::start(2, 1).await;
     let mut client = Raw::connect(&cluster.url()).await;

@@ -11,7 +11,10 @@ use muster_proto::{
     BrokerNode, LINK_VERSION, View,
     link::{BrokerBatch, Hello, WorkerBatch},
 };
-use muster_wire::{Millis, session::Rules};
+use muster_wire::{
+    Millis,
+    session::{Rate, Rules},
+};
 use muster_worker::simulation::{SimWorker, WorkerOptions};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -394,6 +397,10 @@ fn worker_options(scenario: &Scenario) -> WorkerOptions {
             ping_interval: Duration::from_millis(700),
             pong_timeout: Duration::from_secs(30),
             channels_max: 100,
+            packets: Rate {
+                per_second: 1000,
+                burst: 10_000,
+            },
         },
         window_bytes: scenario.window_bytes,
         publish_timeout: scenario.publish_timeout,

@@ -10,12 +10,14 @@ mod clients;
 mod clock;
 mod conduct;
 mod driver;
+mod hostile;
 mod messages;
 mod options;
 mod plan;
 mod procfs;
 mod publisher;
 mod report;
+mod rounds;
 mod stamp;
 mod status;
 mod tally;
@@ -45,7 +47,7 @@ pub enum LoadError {
     #[error("no status of the cluster: {0}")]
     Status(String),
     /// What is to be killed cannot be found without the cluster's state.
-    #[error("--kill needs --cluster-runtime-dir")]
+    #[error("--kill, --kill-rounds and --stop-rounds need --cluster-runtime-dir")]
     KillBlindly,
     /// A process that was to be killed does not exist.
     #[error("no {0} runs")]

@@ -43,6 +43,8 @@ pub struct Stats {
     pub links: u32,
     /// Clients closed because they read too slowly (a worker's).
     pub slow_clients_closed: u64,
+    /// Publications given up for slow clients.
+    pub dropped: u64,
 }
 
 impl Status {

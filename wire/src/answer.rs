@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{CallId, frame, token::TokenError};
+use crate::{CallId, frame, session::Action, token::TokenError};
 
 /// `{"event":"#removeAuthToken"}`: the client forgets its token.
 #[must_use]
@@ -118,6 +118,28 @@ impl CallError {
         Self {
             message: message.into(),
             name: "PublishRefusedError",
+        }
+    }
+
+    /// The client may not do that with this channel; `with_token` says that with
+    /// a token it might.
+    #[must_use]
+    pub(crate) fn not_allowed(action: Action, channel: &str, with_token: bool) -> Self {
+        let message = match (action, with_token) {
+            (Action::Publish, false) => format!("Clients may not publish to the {channel} channel"),
+            (Action::Subscribe, false) => {
+                format!("Clients may not subscribe to the {channel} channel")
+            }
+            (Action::Publish, true) => {
+                format!("Only authenticated clients may publish to the {channel} channel")
+            }
+            (Action::Subscribe, true) => {
+                format!("Only authenticated clients may subscribe to the {channel} channel")
+            }
+        };
+        Self {
+            message,
+            name: "NotAllowedError",
         }
     }
 

@@ -18,11 +18,13 @@ pub struct ChannelName(Arc<str>);
 /// Why a string is no channel name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelNameError {
-    /// More than [`CHANNEL_NAME_BYTES_MAX`] bytes.
-    #[error("channel name has {len} bytes, at most {CHANNEL_NAME_BYTES_MAX} are allowed")]
+    /// More bytes than are allowed, at most [`CHANNEL_NAME_BYTES_MAX`].
+    #[error("channel name has {len} bytes, at most {max} are allowed")]
     TooLong {
         /// Bytes of the rejected name.
         len: usize,
+        /// Bytes that are allowed.
+        max: usize,
     },
     /// Not UTF-8 (from another process, never from a client).
     #[error("channel name is not UTF-8")]
@@ -35,7 +37,10 @@ impl TryFrom<&str> for ChannelName {
     fn try_from(raw: &str) -> Result<Self, ChannelNameError> {
         match raw.len() {
             len if len <= CHANNEL_NAME_BYTES_MAX => Ok(Self(raw.into())),
-            len => Err(ChannelNameError::TooLong { len }),
+            len => Err(ChannelNameError::TooLong {
+                len,
+                max: CHANNEL_NAME_BYTES_MAX,
+            }),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use muster_daemon::config::SlowClient;
 use muster_proto::{ShardId, shard_of};
 use muster_wire::ChannelName;
 
@@ -21,11 +22,15 @@ pub(crate) struct Channels {
     by_name: HashMap<ChannelName, Channel>,
     subscriptions: usize,
     last_request: u64,
+    last_number: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct Channel {
     shard: ShardId,
+    /// Tells this worker's channels apart in its clients' outboxes.
+    number: u32,
+    slow_client: SlowClient,
     /// Get every publication.
     subscribers: Vec<ConnectionKey>,
     /// Will, once the owner has the subscription.
@@ -47,6 +52,16 @@ pub(crate) enum Joined {
     Waiting,
     /// The owner must be asked.
     First,
+}
+
+/// A publication that came from a channel's owner.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Arrived<'c> {
+    pub(crate) arrival: Arrival,
+    /// Who gets it.
+    pub(crate) subscribers: &'c [ConnectionKey],
+    pub(crate) number: u32,
+    pub(crate) slow_client: SlowClient,
 }
 
 /// How a publication's offset fits to what came before it.
@@ -108,11 +123,20 @@ impl Channels {
         (first.into_iter().collect(), cut)
     }
 
-    pub(crate) fn join(&mut self, name: &ChannelName, key: ConnectionKey) -> Joined {
+    /// `slow_client` is asked for a channel that is new here.
+    pub(crate) fn join(
+        &mut self,
+        name: &ChannelName,
+        key: ConnectionKey,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> Joined {
         self.subscriptions += 1;
         let Some(channel) = self.by_name.get_mut(&**name) else {
+            self.last_number = self.last_number.wrapping_add(1);
             let channel = Channel {
                 shard: shard_of(&**name),
+                number: self.last_number,
+                slow_client: slow_client(),
                 subscribers: Vec::new(),
                 waiting: vec![key],
                 confirmed: false,
@@ -224,7 +248,7 @@ impl Channels {
         name: &str,
         offset: u64,
         is_owner: impl FnOnce(ShardId) -> bool,
-    ) -> Option<(&[ConnectionKey], Arrival)> {
+    ) -> Option<Arrived<'_>> {
         let channel = self.by_name.get_mut(name)?;
         if !is_owner(channel.shard) {
             return None;
@@ -232,12 +256,20 @@ impl Channels {
         // What comes before the subscription is confirmed belongs to an older one.
         let position = channel.position.as_mut().filter(|_| channel.confirmed)?;
         let arrival = match offset {
-            offset if offset <= position.offset => return Some((&[], Arrival::Repeated)),
+            offset if offset <= position.offset => Arrival::Repeated,
             offset if offset == position.offset + 1 => Arrival::Next,
             _ => Arrival::AfterHole,
         };
-        position.offset = offset;
-        Some((&channel.subscribers, arrival))
+        position.offset = position.offset.max(offset);
+        Some(Arrived {
+            arrival,
+            subscribers: match arrival {
+                Arrival::Repeated => &[],
+                Arrival::Next | Arrival::AfterHole => &channel.subscribers,
+            },
+            number: channel.number,
+            slow_client: channel.slow_client,
+        })
     }
 
     /// Whether this is the last request for a channel that waits for its owner.
@@ -293,19 +325,33 @@ mod tests {
         Position { generation, offset }
     }
 
+    fn join(channels: &mut Channels, name: &ChannelName, key: ConnectionKey) -> Joined {
+        channels.join(name, key, SlowClient::default)
+    }
+
+    fn arrive(
+        channels: &mut Channels,
+        name: &str,
+        offset: u64,
+        is_owner: impl FnOnce(ShardId) -> bool,
+    ) -> Option<(Vec<ConnectionKey>, Arrival)> {
+        let arrived = channels.arrive(name, offset, is_owner)?;
+        Some((arrived.subscribers.to_vec(), arrived.arrival))
+    }
+
     #[test]
     fn only_the_first_subscriber_makes_the_worker_ask_and_only_the_last_ends_it() {
         let mut channels = Channels::default();
         let a = name("a");
-        assert_eq!(channels.join(&a, key(1)), Joined::First);
-        assert_eq!(channels.join(&a, key(2)), Joined::Waiting);
+        assert_eq!(join(&mut channels, &a, key(1)), Joined::First);
+        assert_eq!(join(&mut channels, &a, key(2)), Joined::Waiting);
         assert_eq!(channels.request("a"), Some((1, None)));
         assert_eq!(
             channels.confirm("a", 1, at(7, 0), true),
             (vec![key(1), key(2)], false)
         );
         assert_eq!(channels.request("a"), None, "the owner has it");
-        assert_eq!(channels.join(&a, key(3)), Joined::Confirmed);
+        assert_eq!(join(&mut channels, &a, key(3)), Joined::Confirmed);
         assert_eq!(channels.subscriptions(), 3);
         assert!(!channels.leave("a", key(1)));
         assert!(!channels.leave("a", key(3)));
@@ -316,72 +362,76 @@ mod tests {
     #[test]
     fn a_publication_reaches_subscribers_once() {
         let mut channels = Channels::default();
-        channels.join(&name("a"), key(1));
-        assert_eq!(channels.arrive("a", 1, |_| true), None, "not confirmed yet");
+        join(&mut channels, &name("a"), key(1));
+        assert_eq!(
+            arrive(&mut channels, "a", 1, |_| true),
+            None,
+            "not confirmed yet"
+        );
         channels.request("a");
         channels.confirm("a", 1, at(7, 4), true);
         assert_eq!(
-            channels.arrive("a", 5, |_| false),
+            arrive(&mut channels, "a", 5, |_| false),
             None,
             "not from its owner"
         );
         assert_eq!(
-            channels.arrive("a", 4, |_| true),
-            Some((&[][..], Arrival::Repeated))
+            arrive(&mut channels, "a", 4, |_| true),
+            Some((vec![], Arrival::Repeated))
         );
         assert_eq!(
-            channels.arrive("a", 5, |_| true),
-            Some((&[key(1)][..], Arrival::Next))
+            arrive(&mut channels, "a", 5, |_| true),
+            Some((vec![key(1)], Arrival::Next))
         );
         assert_eq!(
-            channels.arrive("a", 5, |_| true),
-            Some((&[][..], Arrival::Repeated))
+            arrive(&mut channels, "a", 5, |_| true),
+            Some((vec![], Arrival::Repeated))
         );
         assert_eq!(
-            channels.arrive("a", 7, |_| true),
-            Some((&[key(1)][..], Arrival::AfterHole))
+            arrive(&mut channels, "a", 7, |_| true),
+            Some((vec![key(1)], Arrival::AfterHole))
         );
-        assert_eq!(channels.arrive("b", 1, |_| true), None);
+        assert_eq!(arrive(&mut channels, "b", 1, |_| true), None);
     }
 
     #[test]
     fn after_a_lost_link_the_owner_is_asked_for_what_is_missing() {
         let mut channels = Channels::default();
-        channels.join(&name("a"), key(1));
+        join(&mut channels, &name("a"), key(1));
         channels.request("a");
         channels.confirm("a", 1, at(7, 4), true);
-        channels.arrive("a", 5, |_| true);
+        arrive(&mut channels, "a", 5, |_| true);
         assert_eq!(channels.unconfirm(|_| true), [name("a")]);
-        assert_eq!(channels.join(&name("a"), key(2)), Joined::Waiting);
+        assert_eq!(join(&mut channels, &name("a"), key(2)), Joined::Waiting);
         assert_eq!(channels.request("a"), Some((2, Some(at(7, 5)))));
         let (waited, has_hole) = channels.confirm("a", 2, at(7, 5), true);
         assert_eq!((waited, has_hole), (vec![key(2)], false));
         assert_eq!(
-            channels.arrive("a", 6, |_| true),
-            Some((&[key(1), key(2)][..], Arrival::Next))
+            arrive(&mut channels, "a", 6, |_| true),
+            Some((vec![key(1), key(2)], Arrival::Next))
         );
     }
 
     #[test]
     fn a_log_that_was_lost_is_a_hole_and_starts_anew() {
         let mut channels = Channels::default();
-        channels.join(&name("a"), key(1));
+        join(&mut channels, &name("a"), key(1));
         channels.request("a");
         channels.confirm("a", 1, at(7, 100), true);
         channels.unconfirm(|_| true);
         channels.request("a");
         assert_eq!(channels.confirm("a", 2, at(8, 0), false), (vec![], true));
         assert_eq!(
-            channels.arrive("a", 1, |_| true),
-            Some((&[key(1)][..], Arrival::Next))
+            arrive(&mut channels, "a", 1, |_| true),
+            Some((vec![key(1)], Arrival::Next))
         );
     }
 
     #[test]
     fn a_repeated_leave_changes_nothing() {
         let mut channels = Channels::default();
-        channels.join(&name("a"), key(1));
-        channels.join(&name("a"), key(2));
+        join(&mut channels, &name("a"), key(1));
+        join(&mut channels, &name("a"), key(2));
         assert!(!channels.leave("a", key(1)));
         assert!(!channels.leave("a", key(1)));
         assert_eq!(channels.subscriptions(), 1);
@@ -390,16 +440,16 @@ mod tests {
     #[test]
     fn an_answer_to_an_earlier_request_confirms_nothing() {
         let mut channels = Channels::default();
-        channels.join(&name("a"), key(1));
+        join(&mut channels, &name("a"), key(1));
         channels.request("a");
         // The last one leaves, another comes, before the first answer.
         assert!(channels.leave("a", key(1)));
-        channels.join(&name("a"), key(2));
+        join(&mut channels, &name("a"), key(2));
         assert_eq!(channels.request("a"), Some((2, None)));
         assert_eq!(channels.confirm("a", 1, at(7, 3), true), (vec![], false));
         assert!(channels.refuse("a", 1).is_empty());
         assert_eq!(channels.confirm("a", 0, at(7, 3), false), (vec![], false));
-        assert_eq!(channels.arrive("a", 4, |_| true), None);
+        assert_eq!(arrive(&mut channels, "a", 4, |_| true), None);
         assert_eq!(
             channels.confirm("a", 2, at(7, 9), true),
             (vec![key(2)], false)
@@ -411,9 +461,9 @@ mod tests {
         let mut channels = Channels::default();
         for (index, raw) in ["b:3", "a:1", "b:1", "b:2", "c"].into_iter().enumerate() {
             let index = u32::try_from(index).unwrap();
-            channels.join(&name(raw), key(index));
+            join(&mut channels, &name(raw), key(index));
         }
-        channels.join(&name("b:1"), key(9));
+        join(&mut channels, &name("b:1"), key(9));
         assert_eq!(
             channels.list("b:", None, 2),
             (vec![("b:1", 2), ("b:2", 1)], true)

@@ -14,7 +14,10 @@ use muster_wire::{
     session::Session,
 };
 
-use crate::outbox::{Flush, Offer, Outbox};
+use crate::{
+    addresses::Origin,
+    outbox::{Delivery, Flush, Offer, Outbox},
+};
 
 /// Names a connection of this worker; never means another one later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +48,7 @@ impl ConnectionKey {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) socket: OwnedFd,
+    pub(crate) admission: Admission,
     pub(crate) phase: Phase,
     pub(crate) decoder: Decoder,
     /// Bytes read and not consumed; empty, and without memory, nearly always.
@@ -66,6 +70,15 @@ pub(crate) struct Connection {
     pub(crate) paused: Option<Millis>,
     /// Whole messages, or packets of one, wait for the next turn.
     pub(crate) has_backlog: bool,
+}
+
+/// Whether a connection was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It counts for its address.
+    Admitted(Origin),
+    /// It only gets the answer that says why not.
+    Refused,
 }
 
 /// Where a connection stands. A closing connection has no session any more.
@@ -99,9 +112,15 @@ impl Phase {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd, serial: u32, accepted: Millis) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        admission: Admission,
+        serial: u32,
+        accepted: Millis,
+    ) -> Self {
         Self {
             socket,
+            admission,
             phase: Phase::Head {
                 accepted,
                 scanned: 0,
@@ -157,7 +176,29 @@ impl Connection {
             // Whatever else there was to say, it has been told goodbye.
             return Offer::Accepted;
         }
+        if !self.outbox.has_room(frame.len(), bytes_max) {
+            let _ = self.flush();
+        }
         self.outbox.offer(frame, bytes_max)
+    }
+
+    /// Queues a publication, as its channel's policy says.
+    pub(crate) fn deliver(
+        &mut self,
+        delivery: Delivery<'_>,
+        bytes_max: usize,
+        dropped: &mut u64,
+    ) -> Offer {
+        if self.is_closing() {
+            return Offer::Accepted;
+        }
+        let len = delivery.frame.len();
+        if !self.outbox.has_room(len, bytes_max) && !self.interest.write {
+            // It may be the worker that was slow to write. What goes wrong here
+            // shows again at the end of the turn.
+            let _ = self.flush();
+        }
+        self.outbox.deliver(delivery, bytes_max, dropped)
     }
 
     /// Says goodbye: what is queued goes out, then a close frame. Returns the

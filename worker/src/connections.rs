@@ -9,7 +9,7 @@ use slab::Slab;
 use crate::{
     connection::{Connection, ConnectionKey},
     core::Clients,
-    outbox::Offer,
+    outbox::{Delivery, Offer},
     stats::Stats,
 };
 
@@ -119,18 +119,20 @@ impl Connections {
         std::mem::take(&mut self.slow)
     }
 
-    fn offer(&mut self, key: ConnectionKey, frame: Bytes) -> Option<Offer> {
+    /// Lets a connection queue something, and sees to what follows.
+    fn queue(
+        &mut self,
+        key: ConnectionKey,
+        act: impl FnOnce(&mut Connection, usize) -> Offer,
+    ) -> Option<Offer> {
         let bytes_max = self.outbox_bytes_max;
         let connection = self.get(key)?;
-        let mut offer = connection.offer(frame.clone(), bytes_max);
-        if offer == Offer::Full && connection.flush().is_ok() {
-            // It may be the worker that was slow to write.
-            offer = connection.offer(frame, bytes_max);
-        }
-        let is_slow = connection.is_slow;
+        let offer = act(connection, bytes_max);
+        let was_slow = connection.is_slow;
         connection.is_slow |= offer == Offer::Full;
+        let is_slow = connection.is_slow;
         let is_dirty = std::mem::replace(&mut connection.is_dirty, true);
-        if offer == Offer::Full && !is_slow {
+        if is_slow && !was_slow {
             self.slow.push(key);
         }
         if !is_dirty {
@@ -147,13 +149,18 @@ impl Clients for Connections {
 
     fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>) {
         for frame in frames.drain(..) {
-            self.offer(key, frame);
+            self.queue(key, |connection, bytes_max| {
+                connection.offer(frame, bytes_max)
+            });
         }
     }
 
-    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats) {
+    fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
         for key in keys {
-            if self.offer(*key, frame.clone()) == Some(Offer::Accepted) {
+            let offer = self.queue(*key, |connection, bytes_max| {
+                connection.deliver(delivery, bytes_max, &mut stats.dropped)
+            });
+            if offer == Some(Offer::Accepted) {
                 stats.deliveries += 1;
             }
         }

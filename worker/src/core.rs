@@ -11,11 +11,11 @@ use muster_proto::{
     shard_of,
 };
 use muster_wire::{
-    ChannelName, ChannelNameError, Millis,
+    CHANNEL_NAME_BYTES_MAX, ChannelName, ChannelNameError, Millis,
     answer::{self, CallError},
     close::CloseCode,
     packet::{Batch, Incoming, Packet, Packets},
-    session::{Context, Effect, Host, Publish, Rules, Session},
+    session::{Action, Context, Effect, Host, Publish, Rules, Session},
     token::{TokenError, UnixSeconds, Verified},
 };
 use tracing::{debug, warn};
@@ -24,6 +24,8 @@ use crate::{
     auth::Auth,
     channels::{Arrival, Channels, Joined, Position},
     connection::ConnectionKey,
+    namespaces::Namespaces,
+    outbox::Delivery,
     router::{Answer, Call, LinkBroken, Publication, Router, ViewChange, Waiter},
     stats::Stats,
 };
@@ -39,8 +41,8 @@ pub(crate) trait Clients {
     /// Queues frames for one client, leaving `frames` empty.
     fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>);
 
-    /// Queues one shared frame for many clients.
-    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats);
+    /// Queues one publication for many clients.
+    fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats);
 }
 
 /// The present: one reading of the clocks for one turn of the worker.
@@ -73,12 +75,15 @@ pub(crate) enum Pause {
     Shard(ShardId),
     /// Its own calls wait for the cluster.
     Answers,
+    /// It is faster than it may be (delivery.md F3).
+    Rate,
 }
 
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) rules: Rules,
     pub(crate) auth: Auth,
+    pub(crate) names: Names,
     pub(crate) channels: Channels,
     pub(crate) router: Router,
     pub(crate) stats: Stats,
@@ -97,9 +102,27 @@ pub(crate) struct OperatorAnswer {
     pub(crate) result: Result<(), CallError>,
 }
 
+/// What channel names may be, and what they mean.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) namespaces: Namespaces,
+    /// Longest name that a client may use.
+    pub(crate) bytes_max: usize,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            namespaces: Namespaces::default(),
+            bytes_max: CHANNEL_NAME_BYTES_MAX,
+        }
+    }
+}
+
 /// What a session may ask of the worker.
 struct SessionHost<'w> {
     auth: &'w Auth,
+    names: &'w Names,
     channels: &'w Channels,
 }
 
@@ -111,16 +134,26 @@ impl Host for SessionHost<'_> {
     fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError> {
         match self.channels.name(channel) {
             Some(name) => Ok(name.clone()),
+            None if channel.len() > self.names.bytes_max => Err(ChannelNameError::TooLong {
+                len: channel.len(),
+                max: self.names.bytes_max,
+            }),
             None => ChannelName::try_from(channel),
         }
+    }
+
+    fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool {
+        let namespaces = &self.names.namespaces;
+        namespaces.allows(action, channel, is_authenticated)
     }
 }
 
 impl Core {
-    pub(crate) fn new(rules: Rules, auth: Auth, router: Router) -> Self {
+    pub(crate) fn new(rules: Rules, auth: Auth, names: Names, router: Router) -> Self {
         Self {
             rules,
             auth,
+            names,
             channels: Channels::default(),
             router,
             stats: Stats::default(),
@@ -139,6 +172,7 @@ impl Core {
     ) -> R {
         let host = SessionHost {
             auth: &self.auth,
+            names: &self.names,
             channels: &self.channels,
         };
         act(&mut Context {
@@ -162,11 +196,13 @@ impl Core {
         match Incoming::parse(text) {
             Incoming::Pong(version) => {
                 let effect = self.with_session(out, now, |cx| session.handle_pong(version, cx));
-                self.apply(key, session, effect, out, now)
+                let ingress = self.apply(key, session, effect, out, now);
+                self.slow_down(session, ingress, now)
             }
             Incoming::Noise => {
-                let effect = session.handle_noise();
-                self.apply(key, session, effect, out, now)
+                let effect = self.with_session(out, now, |cx| session.handle_noise(cx));
+                let ingress = self.apply(key, session, effect, out, now);
+                self.slow_down(session, ingress, now)
             }
             Incoming::Packets(Packets::One(packet)) => packet.map_or(Ingress::Continue, |packet| {
                 self.handle_packet(key, session, packet, out, now)
@@ -218,14 +254,26 @@ impl Core {
         now: Now,
     ) -> Ingress {
         let effect = self.with_session(out, now, |cx| session.handle_packet(packet, cx));
-        match self.apply(key, session, effect, out, now) {
-            Ingress::Continue if session.is_congested(&self.rules) => {
-                Ingress::Pause(Pause::Answers)
-            }
-            ingress @ (Ingress::Continue
-            | Ingress::Pause(_)
-            | Ingress::Unfinished { .. }
-            | Ingress::Close(_)) => ingress,
+        let ingress = self.apply(key, session, effect, out, now);
+        self.slow_down(session, ingress, now)
+    }
+
+    /// Something came that is no packet.
+    pub(crate) fn handle_frame(&self, session: &mut Session, now: Now) -> Ingress {
+        session.handle_frame(now.millis, &self.rules);
+        self.slow_down(session, Ingress::Continue, now)
+    }
+
+    /// Pauses a client that would go on, if it has done enough.
+    fn slow_down(&self, session: &Session, ingress: Ingress, now: Now) -> Ingress {
+        let pauses = [Pause::Answers, Pause::Rate];
+        let due = || {
+            let mut pauses = pauses.into_iter();
+            pauses.find(|pause| !self.may_resume(*pause, session, now))
+        };
+        match ingress {
+            Ingress::Continue => due().map_or(Ingress::Continue, Ingress::Pause),
+            Ingress::Pause(_) | Ingress::Unfinished { .. } | Ingress::Close(_) => ingress,
         }
     }
 
@@ -241,7 +289,9 @@ impl Core {
         match effect {
             Effect::Nothing => {}
             Effect::Close(code) => return Ingress::Close(code),
-            Effect::Subscribe(channel) => match self.channels.join(&channel, key) {
+            Effect::Subscribe(channel) => match self.channels.join(&channel, key, || {
+                self.names.namespaces.slow_client(&channel)
+            }) {
                 Joined::Confirmed => {
                     self.with_session(out, now, |cx| session.confirm(&channel, cx));
                 }
@@ -268,8 +318,9 @@ impl Core {
     }
 
     /// Whether the reason for which a client is not read has gone.
-    pub(crate) fn may_resume(&self, pause: Pause, session: &Session) -> bool {
+    pub(crate) fn may_resume(&self, pause: Pause, session: &Session, now: Now) -> bool {
         match pause {
+            Pause::Rate => !session.is_over_rate(now.millis, &self.rules),
             Pause::Shard(shard) => self.router.has_room(shard),
             Pause::Answers => !session.is_congested(&self.rules),
         }
@@ -435,17 +486,22 @@ impl Core {
         };
         let is_owner = |shard| self.router.is_owner(broker, shard);
         let arrived = self.channels.arrive(name, relay.offset, is_owner);
-        let Some((subscribers, arrival)) = arrived else {
+        let Some(arrived) = arrived else {
             // Unsubscribed, or moved to another owner, meanwhile.
             return;
         };
-        match arrival {
+        match arrived.arrival {
             Arrival::Next => {}
             Arrival::Repeated => return,
             Arrival::AfterHole => self.stats.holes += 1,
         }
         let frame = answer::publication(name, relay.data.as_deref());
-        clients.fan_out(subscribers, &frame, &mut self.stats);
+        let delivery = Delivery {
+            frame: &frame,
+            channel: arrived.number,
+            slow_client: arrived.slow_client,
+        };
+        clients.fan_out(arrived.subscribers, delivery, &mut self.stats);
     }
 
     fn subscribed(&mut self, subscribed: &Subscribed, clients: &mut impl Clients, now: Now) {

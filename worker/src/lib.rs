@@ -1,6 +1,7 @@
 //! A Muster worker: terminates client WebSockets, routes their publications to
 //! the brokers and fans out what comes back. One thread owns all connections.
 
+mod addresses;
 mod auth;
 mod channels;
 mod connection;
@@ -9,6 +10,7 @@ mod core;
 mod engine;
 mod gate;
 mod link;
+mod namespaces;
 mod outbox;
 mod poller;
 mod router;
@@ -26,7 +28,10 @@ use std::{
 };
 
 use muster_daemon::{Config, NodeArgs, clock, descriptors, runtime_dir};
-use muster_wire::{answer::PUBLICATION_OVERHEAD_BYTES_MAX, session::Rules};
+use muster_wire::{
+    answer::PUBLICATION_OVERHEAD_BYTES_MAX,
+    session::{Rate, Rules},
+};
 use rand::{SeedableRng as _, rngs::StdRng};
 use socket2::SockRef;
 use tokio::sync::mpsc;
@@ -34,10 +39,11 @@ use tokio::sync::mpsc;
 pub use self::auth::AuthError;
 use self::{
     auth::Auth,
-    core::{Core, Now},
+    core::{Core, Names, Now},
     engine::{Engine, Settings},
     gate::Gate,
     link::LinkSettings,
+    namespaces::Namespaces,
     router::Router,
     upgrade::UpgradeRules,
 };
@@ -109,12 +115,20 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
         ping_interval: config.heartbeat.ping_interval,
         pong_timeout: config.heartbeat.pong_timeout,
         channels_max: config.limits.channels_per_connection_max as usize,
+        packets: Rate {
+            per_second: config.limits.messages_per_second.rate,
+            burst: config.limits.messages_per_second.burst,
+        },
+    };
+    let names = Names {
+        namespaces: Namespaces::new(config.namespace.clone()),
+        bytes_max: config.limits.channel_name_bytes_max as usize,
     };
     let router = Router::new(
         config.link.window_bytes.as_usize(),
         config.link.publish_timeout,
     );
-    let core = Core::new(rules, auth, router);
+    let core = Core::new(rules, auth, names, router);
     let settings = settings(&args, &config, connections_max as usize);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -137,6 +151,7 @@ fn settings(args: &NodeArgs, config: &Config, connections_max: usize) -> Setting
             echo_path: std::env::var(ECHO_PATH_VARIABLE).ok(),
         },
         connections_max,
+        connections_per_address_max: config.limits.connections_per_address_max,
         message_bytes_max,
         outbox_bytes_max: config.limits.outbox_bytes_max.as_usize(),
         link: LinkSettings {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use muster_daemon::config::SlowClient;
 
 /// Frames per `writev`; Linux takes up to 1024, but few sockets take more bytes
 /// than these at once.
@@ -22,10 +23,27 @@ const PASS_BYTES_MAX: usize = 256 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     /// The first one without what is already written of it.
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Queued>,
     bytes: usize,
     /// The first frame is partly written: nothing may go before it.
     partial: bool,
+}
+
+#[derive(Debug)]
+struct Queued {
+    frame: Bytes,
+    /// The channel whose publication this is, if it may be given up.
+    droppable: Option<u32>,
+}
+
+/// A publication for all subscribers of a channel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delivery<'f> {
+    pub(crate) frame: &'f Bytes,
+    /// Tells the worker's channels apart.
+    pub(crate) channel: u32,
+    /// What becomes of it, and of those before it, if there is no room.
+    pub(crate) slow_client: SlowClient,
 }
 
 /// What became of a frame offered to a client.
@@ -54,15 +72,86 @@ impl Outbox {
         self.bytes
     }
 
-    /// Queues a frame if the queue stays within `bytes_max`; an empty queue
-    /// takes any frame (delivery.md F4).
+    /// Whether a frame of this length fits; an empty queue takes any
+    /// (delivery.md F4).
+    pub(crate) fn has_room(&self, len: usize, bytes_max: usize) -> bool {
+        self.frames.is_empty() || self.bytes + len <= bytes_max
+    }
+
+    /// Queues a frame that must not be lost, if it fits.
     pub(crate) fn offer(&mut self, frame: Bytes, bytes_max: usize) -> Offer {
-        if !self.frames.is_empty() && self.bytes + frame.len() > bytes_max {
+        if !self.has_room(frame.len(), bytes_max) {
             return Offer::Full;
         }
-        self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.push(frame, None);
         Offer::Accepted
+    }
+
+    /// Queues a publication, giving up earlier ones if its channel's policy
+    /// allows that and it does not fit otherwise; `dropped` counts them.
+    pub(crate) fn deliver(
+        &mut self,
+        delivery: Delivery<'_>,
+        bytes_max: usize,
+        dropped: &mut u64,
+    ) -> Offer {
+        let Delivery {
+            frame,
+            channel,
+            slow_client,
+        } = delivery;
+        let len = frame.len();
+        let droppable = match slow_client {
+            SlowClient::Close => return self.offer(frame.clone(), bytes_max),
+            SlowClient::DropOldest | SlowClient::Latest => Some(channel),
+        };
+        if !self.has_room(len, bytes_max) {
+            let before = self.frames.len();
+            if slow_client == SlowClient::Latest {
+                self.drop_all_of(channel);
+            }
+            self.drop_oldest(len, bytes_max);
+            *dropped += (before - self.frames.len()) as u64;
+        }
+        // A frame that is begun cannot be given up; beside it alone there is
+        // room for any other, as in an empty queue.
+        if self.has_room(len, bytes_max) || self.frames.len() == usize::from(self.partial) {
+            self.push(frame.clone(), droppable);
+            Offer::Accepted
+        } else {
+            Offer::Full
+        }
+    }
+
+    fn push(&mut self, frame: Bytes, droppable: Option<u32>) {
+        self.bytes += frame.len();
+        self.frames.push_back(Queued { frame, droppable });
+    }
+
+    fn drop_all_of(&mut self, channel: u32) {
+        let mut is_begun = self.partial;
+        let bytes = &mut self.bytes;
+        self.frames.retain(|queued| {
+            let keep = std::mem::take(&mut is_begun) || queued.droppable != Some(channel);
+            if !keep {
+                *bytes -= queued.frame.len();
+            }
+            keep
+        });
+    }
+
+    fn drop_oldest(&mut self, len: usize, bytes_max: usize) {
+        let mut index = usize::from(self.partial);
+        while !self.has_room(len, bytes_max) {
+            match self.frames.get(index) {
+                Some(queued) if queued.droppable.is_some() => {
+                    self.bytes -= queued.frame.len();
+                    self.frames.remove(index);
+                }
+                Some(_) => index += 1,
+                None => return,
+            }
+        }
     }
 
     /// Queues a small frame before everything that is not yet begun: pings,
@@ -70,13 +159,17 @@ impl Outbox {
     /// of a connection whose data is given up.
     pub(crate) fn push_first(&mut self, frame: Bytes) {
         self.bytes += frame.len();
-        self.frames.insert(usize::from(self.partial), frame);
+        let queued = Queued {
+            frame,
+            droppable: None,
+        };
+        self.frames.insert(usize::from(self.partial), queued);
     }
 
     /// Gives up everything that is not yet begun.
     pub(crate) fn clear(&mut self) {
         self.frames.truncate(usize::from(self.partial));
-        self.bytes = self.frames.iter().map(Bytes::len).sum();
+        self.bytes = self.frames.iter().map(|queued| queued.frame.len()).sum();
     }
 
     /// Writes as much as the socket takes.
@@ -96,9 +189,9 @@ impl Outbox {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.frames.len().min(SLICES_MAX);
             let mut offered = 0;
-            for (slice, frame) in slices.iter_mut().zip(&self.frames) {
-                *slice = IoSlice::new(frame);
-                offered += frame.len();
+            for (slice, queued) in slices.iter_mut().zip(&self.frames) {
+                *slice = IoSlice::new(&queued.frame);
+                offered += queued.frame.len();
             }
             match write(&slices[..count]) {
                 Ok(written) => {
@@ -121,7 +214,7 @@ impl Outbox {
 
     fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
-        while let Some(front) = self.frames.front_mut() {
+        while let Some(Queued { frame: front, .. }) = self.frames.front_mut() {
             if written < front.len() {
                 front.advance(written);
                 self.partial |= written > 0;
@@ -177,6 +270,125 @@ mod tests {
         assert_eq!(outbox.offer(Bytes::from(vec![0; 100]), 50), Offer::Accepted);
         assert_eq!(outbox.offer(Bytes::from(vec![0; 1]), 50), Offer::Full);
         assert_eq!(outbox.bytes(), 100);
+    }
+
+    fn deliver(
+        outbox: &mut Outbox,
+        (channel, byte, len): (u32, u8, usize),
+        slow_client: SlowClient,
+    ) -> (Offer, u64) {
+        let mut dropped = 0;
+        let frame = Bytes::from(vec![byte; len]);
+        let delivery = Delivery {
+            frame: &frame,
+            channel,
+            slow_client,
+        };
+        (outbox.deliver(delivery, 10, &mut dropped), dropped)
+    }
+
+    /// The first byte of each frame that is queued.
+    fn queued(outbox: &Outbox) -> Vec<u8> {
+        outbox.frames.iter().map(|queued| queued.frame[0]).collect()
+    }
+
+    #[test]
+    fn the_oldest_publications_go_first_and_nothing_else_goes() {
+        let mut outbox = Outbox::default();
+        let _ = outbox.offer(Bytes::from_static(b"a"), 10);
+        for (byte, dropped) in [(b'1', 0), (b'2', 0), (b'3', 0), (b'4', 1), (b'5', 1)] {
+            let offered = deliver(&mut outbox, (1, byte, 3), SlowClient::DropOldest);
+            assert_eq!(offered, (Offer::Accepted, dropped));
+        }
+        assert_eq!(queued(&outbox), b"a345");
+        assert_eq!(outbox.bytes(), 10);
+    }
+
+    #[test]
+    fn only_the_newest_publication_of_a_channel_stays() {
+        let mut outbox = Outbox::default();
+        for (channel, byte) in [(1, b'1'), (2, b'A'), (1, b'2'), (2, b'B'), (1, b'3')] {
+            let offered = deliver(&mut outbox, (channel, byte, 2), SlowClient::Latest);
+            assert_eq!(
+                offered,
+                (Offer::Accepted, 0),
+                "while there is room, all stay"
+            );
+        }
+        let offered = deliver(&mut outbox, (1, b'4', 2), SlowClient::Latest);
+        assert_eq!(offered, (Offer::Accepted, 3));
+        assert_eq!(queued(&outbox), b"AB4");
+    }
+
+    #[test]
+    fn a_begun_frame_is_never_given_up_and_alone_makes_no_client_slow() {
+        for slow_client in [SlowClient::DropOldest, SlowClient::Latest] {
+            let mut outbox = Outbox::default();
+            let _ = deliver(&mut outbox, (1, b'1', 9), slow_client);
+            assert_eq!(outbox.flush_with(|_| Ok(1)).unwrap(), Flush::Blocked);
+            let offered = deliver(&mut outbox, (1, b'2', 9), slow_client);
+            assert_eq!(offered, (Offer::Accepted, 0));
+            let offered = deliver(&mut outbox, (1, b'3', 9), slow_client);
+            assert_eq!(offered, (Offer::Accepted, 1));
+            assert_eq!(queued(&outbox), b"13");
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_lost_makes_a_client_slow_whatever_the_policy() {
+        for slow_client in [
+            SlowClient::Close,
+            SlowClient::DropOldest,
+            SlowClient::Latest,
+        ] {
+            let mut outbox = Outbox::default();
+            let _ = outbox.offer(Bytes::from(vec![b'a'; 8]), 10);
+            let offered = deliver(&mut outbox, (1, b'1', 3), slow_client);
+            assert_eq!(offered, (Offer::Full, 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_full_queue_stays_within_its_limit_and_drops_only_what_it_may(
+            steps in prop::collection::vec((0_u32..4, 0_usize..3, 1_usize..60, 0_usize..40), 1..200),
+        ) {
+            const MAX: usize = 200;
+            let mut outbox = Outbox::default();
+            let (mut written, mut accepted) = (0, 0);
+            for (channel, policy, len, take) in steps {
+                let policy = [SlowClient::Close, SlowClient::DropOldest, SlowClient::Latest][policy];
+                let frame = Bytes::from(vec![0; len]);
+                let kept = |outbox: &Outbox| {
+                    let frames = outbox.frames.iter().enumerate();
+                    let kept = frames.filter(|(index, queued)| {
+                        queued.droppable.is_none() || *index < usize::from(outbox.partial)
+                    });
+                    kept.map(|(_, queued)| queued.frame.len()).sum::<usize>()
+                };
+                let kept_before = kept(&outbox);
+                let delivery = Delivery { frame: &frame, channel, slow_client: policy };
+                let mut dropped = 0;
+                let offer = outbox.deliver(delivery, MAX, &mut dropped);
+                let pushed = usize::from(offer == Offer::Accepted && policy == SlowClient::Close) * len;
+                prop_assert_eq!(kept(&outbox), kept_before + pushed);
+                if policy == SlowClient::Close {
+                    prop_assert_eq!(dropped, 0);
+                }
+                accepted += usize::from(offer == Offer::Accepted);
+                prop_assert!(outbox.bytes() <= MAX + 60);
+                let sum: usize = outbox.frames.iter().map(|queued| queued.frame.len()).sum();
+                prop_assert_eq!(outbox.bytes(), sum);
+                if take > 0 {
+                    let take = take.min(outbox.bytes());
+                    let _ = outbox.flush_with(|_| if take == 0 { Err(io::ErrorKind::WouldBlock.into()) } else {
+                        written += take;
+                        Ok(take)
+                    });
+                }
+            }
+            prop_assert!(accepted > 0);
+        }
     }
 
     #[test]

@@ -20,7 +20,8 @@ use muster_wire::{
 use crate::{
     auth::Auth,
     connection::ConnectionKey,
-    core::{Clients, Core, Ingress, Now, Pause},
+    core::{Clients, Core, Ingress, Names, Now, Pause},
+    outbox::Delivery,
     router::{LinkBroken, Router},
     stats::Stats,
 };
@@ -114,7 +115,7 @@ impl SimWorker {
         let auth = Auth::with_secret(b"simulation", Duration::from_secs(86_400));
         let router = Router::new(options.window_bytes, options.publish_timeout);
         Self {
-            core: Core::new(options.rules, auth, router),
+            core: Core::new(options.rules, auth, Names::default(), router),
             clients: SimClients::default(),
             forgets_positions: options.forgets_positions,
         }
@@ -291,7 +292,7 @@ impl SimWorker {
     fn resume_client(&mut self, key: ConnectionKey, now: Millis) {
         while let Some(client) = self.clients.get(key)
             && let Some((pause, since)) = client.paused
-            && self.core.may_resume(pause, &client.session)
+            && self.core.may_resume(pause, &client.session, present(now))
         {
             client.session.extend_life(now.since(since));
             client.paused = None;
@@ -412,11 +413,11 @@ impl Clients for SimClients {
         }
     }
 
-    fn fan_out(&mut self, keys: &[ConnectionKey], frame: &Bytes, stats: &mut Stats) {
+    fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
         for key in keys {
             if self.get(*key).is_some() {
                 stats.deliveries += 1;
-                self.hear(*key, vec![text_of(frame)], None);
+                self.hear(*key, vec![text_of(delivery.frame)], None);
             }
         }
     }

@@ -11,6 +11,9 @@ pub(crate) struct Stats {
     pub(crate) deliveries: u64,
     /// Times that publications were missing for this worker's subscribers.
     pub(crate) holes: u64,
+    /// Publications given up for clients that did not read, as their channels'
+    /// policies say.
+    pub(crate) dropped: u64,
     /// Closed because they did not read.
     pub(crate) slow_clients_closed: u64,
 }

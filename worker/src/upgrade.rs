@@ -8,7 +8,7 @@ use tungstenite::handshake::server::create_response;
 
 /// Header lines a head may have.
 const HEADERS_MAX: usize = 100;
-/// When a client that found the cluster full should come back.
+/// When a client that found no room should come back.
 const RETRY_AFTER_S: u32 = 5;
 
 /// What is served where, and to whom.
@@ -73,6 +73,12 @@ pub(crate) fn decide(input: &[u8], rules: &UpgradeRules) -> Decision {
 pub(crate) fn cluster_full() -> Vec<u8> {
     let extra = format!("Retry-After: {RETRY_AFTER_S}\r\n");
     plain(503, &extra, "The cluster is full")
+}
+
+/// The answer to a connection beyond the limit for its address.
+pub(crate) fn address_full() -> Vec<u8> {
+    let extra = format!("Retry-After: {RETRY_AFTER_S}\r\n");
+    plain(429, &extra, "Too many connections from this address")
 }
 
 /// The answer to a request that a worker which is ending does not serve.

@@ -11,10 +11,12 @@ use std::{
 };
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::{Table, Value, de::DeValue, map::Map};
 
-use super::{Config, SECTIONS, validate::validate};
+use super::{Config, Namespace, SECTIONS, namespace, validate::validate};
 
+/// The section that may come several times.
+const NAMESPACE: &str = "namespace";
 /// Prefix of the environment variables that set a key:
 /// `MUSTER_LISTENER__ADDR` is `listener.addr`.
 const VARIABLE_PREFIX: &str = "MUSTER_";
@@ -133,6 +135,7 @@ pub fn load(
 #[derive(Debug, Default)]
 struct Overlay {
     values: Table,
+    namespaces: Vec<Namespace>,
     sources: BTreeMap<String, Source>,
 }
 
@@ -152,6 +155,12 @@ impl Overlay {
         for (section, entry) in spans.get_ref() {
             let name = section.get_ref();
             let place = at(section.span().start);
+            if name == NAMESPACE {
+                let spans = entry.get_ref();
+                let values = values.remove(NAMESPACE).unwrap_or(Value::Boolean(false));
+                self.apply_namespaces(spans, values, place, &at)?;
+                continue;
+            }
             let Some(keys) = entry.get_ref().as_table() else {
                 return Err(not_a_section(name, place));
             };
@@ -167,6 +176,34 @@ impl Overlay {
                     .expect("both are parsed from the same text");
                 self.apply(&full, value, place)?;
             }
+        }
+        Ok(())
+    }
+
+    fn apply_namespaces(
+        &mut self,
+        spans: &DeValue<'_>,
+        values: Value,
+        place: Source,
+        at: &impl Fn(usize) -> Source,
+    ) -> Result<(), ConfigError> {
+        let (Some(spans), Value::Array(values)) = (spans.as_array(), values) else {
+            let reason = "namespaces are written [[namespace]], each with its prefix".into();
+            return Err(bad_value(NAMESPACE, reason, place));
+        };
+        for (index, (span, value)) in spans.iter().zip(values).enumerate() {
+            let place = at(span.span().start);
+            for key in span.get_ref().as_table().into_iter().flat_map(Map::keys) {
+                let (name, place) = (key.get_ref(), at(key.span().start));
+                if !namespace::KEYS.iter().any(|known| known.name == name) {
+                    return Err(unknown_key(&format!("{NAMESPACE}.{name}"), place));
+                }
+            }
+            match Namespace::deserialize(value) {
+                Ok(namespace) => self.namespaces.push(namespace),
+                Err(error) => return Err(bad_value(NAMESPACE, error.message().into(), place)),
+            }
+            self.sources.insert(namespace_key(index), place);
         }
         Ok(())
     }
@@ -252,15 +289,16 @@ impl Overlay {
     }
 
     fn finish(self) -> Result<Loaded, ConfigError> {
-        let config =
+        let mut config =
             Config::deserialize(self.values).expect("each value was accepted when it was applied");
+        config.namespace = self.namespaces;
         match validate(&config) {
             Ok(()) => Ok(Loaded {
                 config,
                 sources: self.sources,
             }),
             Err(invalid) => Err(ConfigError::Invalid {
-                place: self.sources.get(invalid.key).cloned(),
+                place: self.sources.get(&invalid.source_key()).cloned(),
                 key: invalid.key,
                 reason: invalid.reason,
             }),
@@ -317,6 +355,12 @@ fn key_of_variable(variable: &str) -> Result<String, ConfigError> {
     if let Some(key) = all_keys().find(|key| known_as(key)) {
         return Ok(key);
     }
+    if name.to_ascii_lowercase().starts_with(NAMESPACE) {
+        return Err(ConfigError::UnknownVariable {
+            name: variable.into(),
+            hint: "; namespaces are set in the configuration file only".into(),
+        });
+    }
     let variables = all_keys().map(|key| variable_of_key(&key));
     let hint = if name.contains(VARIABLE_SEPARATOR) {
         hint(variable, variables)
@@ -344,6 +388,17 @@ fn all_keys() -> impl Iterator<Item = String> {
     })
 }
 
+/// Keys that stand in a file only.
+fn namespace_keys() -> impl Iterator<Item = String> {
+    let keys = namespace::KEYS.iter();
+    keys.map(|key| format!("{NAMESPACE}.{}", key.name))
+}
+
+/// What the source of a namespace is kept by.
+pub(super) fn namespace_key(index: usize) -> String {
+    format!("{NAMESPACE}.{index}")
+}
+
 fn bad_value(key: &str, reason: String, place: Source) -> ConfigError {
     ConfigError::Value {
         place,
@@ -357,7 +412,7 @@ fn unknown_key(key: &str, place: Source) -> ConfigError {
     ConfigError::UnknownKey {
         place,
         key: key.into(),
-        hint: hint(key, all_keys().chain(sections)),
+        hint: hint(key, all_keys().chain(namespace_keys()).chain(sections)),
     }
 }
 

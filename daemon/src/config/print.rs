@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{Config, SECTIONS, Source};
+use super::{Config, Namespace, SECTIONS, Source, load::namespace_key, namespace};
 
 /// Every key with its documentation and its default, all of it commented out:
 /// a file to start from.
@@ -26,6 +26,25 @@ pub fn commented_defaults() -> String {
                 Some(value) => push(&mut text, format_args!("#{} = {value}\n", key.name)),
                 None => push(&mut text, format_args!("# {} is not set\n", key.name)),
             }
+        }
+    }
+    push_doc(
+        &mut text,
+        &[
+            "",
+            "What differs for channels whose names begin alike; may come several times.",
+        ],
+    );
+    text.push_str("#[[namespace]]\n");
+    let example = Namespace {
+        prefix: "lobby:".into(),
+        ..Namespace::default()
+    };
+    let example = Table::try_from(example).expect("a namespace is always TOML");
+    for key in namespace::KEYS {
+        push_doc(&mut text, key.doc);
+        if let Some(value) = example.get(key.name) {
+            push(&mut text, format_args!("#{} = {value}\n", key.name));
         }
     }
     text
@@ -55,6 +74,19 @@ pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String 
             }
         }
     }
+    for (index, own) in config.namespace.iter().enumerate() {
+        let source = sources.get(&namespace_key(index));
+        let source = source
+            .map(|source| format!("  # {source}"))
+            .unwrap_or_default();
+        push(&mut text, format_args!("\n[[namespace]]{source}\n"));
+        let values = Table::try_from(own).expect("a namespace is always TOML");
+        for key in namespace::KEYS {
+            if let Some(value) = values.get(key.name) {
+                push(&mut text, format_args!("{} = {value}\n", key.name));
+            }
+        }
+    }
     text
 }
 
@@ -71,26 +103,44 @@ pub fn json(config: &Config, sources: &BTreeMap<String, Source>) -> String {
         doc: String,
     }
     #[derive(Serialize)]
+    struct Own<'a> {
+        #[serde(flatten)]
+        namespace: &'a Namespace,
+        source: String,
+    }
+    #[derive(Serialize)]
     struct Settings<'a> {
         settings: Vec<Setting<'a>>,
+        namespaces: Vec<Own<'a>>,
     }
+    let source = |name: &str| {
+        let source = sources.get(name);
+        source.map_or_else(|| "default".to_owned(), ToString::to_string)
+    };
     let values = values(config);
     let keys = SECTIONS
         .iter()
         .flat_map(|section| section.keys.iter().map(move |key| (section, key)));
     let settings = keys.map(|(section, key)| {
         let name = format!("{}.{}", section.name, key.name);
-        let source = sources.get(&name);
         let doc: Vec<_> = key.doc.iter().map(|line| line.trim()).collect();
         Setting {
             value: value_of(&values, section.name, key.name),
-            source: source.map_or_else(|| "default".to_owned(), ToString::to_string),
+            source: source(&name),
             doc: doc.join(" "),
             key: name,
         }
     });
-    let settings = settings.collect();
-    let json = serde_json::to_string_pretty(&Settings { settings });
+    let namespaces = config.namespace.iter().enumerate();
+    let namespaces = namespaces.map(|(index, namespace)| Own {
+        namespace,
+        source: source(&namespace_key(index)),
+    });
+    let settings = Settings {
+        settings: settings.collect(),
+        namespaces: namespaces.collect(),
+    };
+    let json = serde_json::to_string_pretty(&settings);
     json.expect("TOML's own types are always JSON") + "\n"
 }
 

@@ -336,9 +336,91 @@ fn the_commented_defaults_load_as_the_defaults_with_and_without_their_comment_si
             Some(_) | None => format!("{line}\n"),
         })
         .collect();
-    let loaded = load_with(Some(&uncommented), &[], &[]).unwrap();
+    let mut loaded = load_with(Some(&uncommented), &[], &[]).unwrap();
+    // The one thing that has no default is shown by an example.
+    let example = loaded.config.namespace.pop().unwrap();
+    let prefix = example.prefix.clone();
+    assert_eq!(
+        example,
+        Namespace {
+            prefix,
+            ..Namespace::default()
+        }
+    );
+    loaded.sources.remove("namespace.0").unwrap();
     assert_eq!(loaded.config, Config::default());
     let keys = SECTIONS.iter().map(|section| section.keys.len());
     let unset = text.matches(" is not set").count();
     assert_eq!(loaded.sources.len() + unset, keys.sum::<usize>());
+}
+
+#[test]
+fn namespaces_are_read_printed_and_read_again() {
+    let file = "[limits]\nmessages_per_second = { rate = 10, burst = 20 }\n\
+                [[namespace]]\nprefix = \"lobby:\"\npublish = \"authenticated\"\n\
+                slow_client = \"drop_oldest\"\n[[namespace]]\nprefix = \"\"\nsubscribe = \"nobody\"\n";
+    let loaded = load_with(Some(file), &[], &[]).unwrap();
+    let lobby = Namespace {
+        prefix: "lobby:".into(),
+        publish: Right::Authenticated,
+        subscribe: Right::Anyone,
+        slow_client: SlowClient::DropOldest,
+    };
+    let rest = Namespace {
+        subscribe: Right::Nobody,
+        ..Namespace::default()
+    };
+    assert_eq!(loaded.config.namespace, [lobby, rest]);
+    assert_eq!(loaded.config.limits.messages_per_second.rate, 10);
+    let printed = effective(&loaded.config, &loaded.sources);
+    assert!(printed.contains("muster.toml, line 7"), "{printed}");
+    let again = load_with(Some(&printed), &[], &[]).unwrap();
+    assert_eq!(again.config, loaded.config);
+    let handed_on = load_with(Some(&loaded.config.to_toml()), &[], &[]).unwrap();
+    assert_eq!(handed_on.config, loaded.config);
+}
+
+#[test]
+fn a_wrong_namespace_is_refused_with_its_place() {
+    for (file, expected) in [
+        ("[[namespace]]\npublish = \"anyone\"", "prefix"),
+        (
+            "\n[[namespace]]\nprefix = \"a\"\npublis = \"nobody\"",
+            "line 4: unknown key namespace.publis, did you mean namespace.publish?",
+        ),
+        (
+            "\n[[namespace]]\nprefix = \"a\"\npublish = \"some\"",
+            "line 2: namespace: unknown variant `some`",
+        ),
+        ("[namespace]\nprefix = \"a\"", "[[namespace]]"),
+        ("namespace = 3", "[[namespace]]"),
+        ("namespace = [3]", "line 1: namespace:"),
+        (
+            "[[namespace]]\nprefix = \"a\"\n[[namespace]]\nprefix = \"a\"",
+            "there is another namespace with the prefix `a`",
+        ),
+        (
+            "[limits]\nmessages_per_second = { rate = 0, burst = 1 }",
+            "at least 1",
+        ),
+        ("[limits]\nmessages_per_second = { rate = 1 }", "burst"),
+        (
+            "[limits]\nchannel_name_bytes_max = 513",
+            "513 is not between 1 and 512",
+        ),
+        (
+            "[limits]\nconnections_per_address_max = 0",
+            "refuse every client",
+        ),
+    ] {
+        let refusal = refusal(file);
+        assert!(refusal.contains(expected), "{file}: {refusal}");
+    }
+    let long = format!("[[namespace]]\nprefix = \"{}\"", "x".repeat(513));
+    assert!(refusal(&long).contains("513 bytes"));
+    let variable = load_with(None, &[("MUSTER_NAMESPACE", "[]")], &[]).unwrap_err();
+    assert!(
+        variable.contains("in the configuration file only"),
+        "{variable}"
+    );
 }

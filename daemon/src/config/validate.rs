@@ -4,7 +4,11 @@ use std::{fmt::Display, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use super::Config;
+use std::collections::BTreeSet;
+
+use muster_wire::CHANNEL_NAME_BYTES_MAX;
+
+use super::{Config, load::namespace_key};
 use crate::ByteSize;
 
 /// Browsers fire a timer beyond 2³¹ ms at once.
@@ -25,7 +29,17 @@ const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invalid {
     pub(super) key: &'static str,
+    /// Which of the namespaces.
+    pub(super) namespace: Option<usize>,
     pub(super) reason: String,
+}
+
+impl Invalid {
+    /// What the source of the value is kept by.
+    pub(super) fn source_key(&self) -> String {
+        self.namespace
+            .map_or_else(|| self.key.to_owned(), namespace_key)
+    }
 }
 
 pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
@@ -35,7 +49,31 @@ pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
     sizes(config)?;
     broker(config)?;
     shutdown(config)?;
-    log(config)
+    log(config)?;
+    namespaces(config)
+}
+
+fn namespaces(config: &Config) -> Result<(), Invalid> {
+    let mut seen = BTreeSet::new();
+    for (index, namespace) in config.namespace.iter().enumerate() {
+        let prefix = &namespace.prefix;
+        let reason = if prefix.len() > CHANNEL_NAME_BYTES_MAX {
+            format!(
+                "the prefix has {} bytes, channel names have at most {CHANNEL_NAME_BYTES_MAX}",
+                prefix.len()
+            )
+        } else if !seen.insert(prefix) {
+            format!("there is another namespace with the prefix `{prefix}`")
+        } else {
+            continue;
+        };
+        return Err(Invalid {
+            key: "namespace.prefix",
+            namespace: Some(index),
+            reason,
+        });
+    }
+    Ok(())
 }
 
 fn listener(config: &Config) -> Result<(), Invalid> {
@@ -103,6 +141,7 @@ fn auth(config: &Config) -> Result<(), Invalid> {
     if let (Some(key), Some(public)) = (&auth.key_file, &auth.public_key_file) {
         return Err(Invalid {
             key: "auth.public_key_file",
+            namespace: None,
             reason: format!(
                 "{} contradicts auth.key_file {}: tokens are verified with one or the other",
                 public.display(),
@@ -123,12 +162,29 @@ fn auth(config: &Config) -> Result<(), Invalid> {
 fn sizes(config: &Config) -> Result<(), Invalid> {
     let limits = &config.limits;
     let message = limits.message_bytes_max;
-    if limits.connections_max == Some(0) {
-        return Err(Invalid {
-            key: "limits.connections_max",
-            reason: "0 would refuse every client".into(),
-        });
+    for (key, value) in [
+        ("limits.connections_max", limits.connections_max),
+        (
+            "limits.connections_per_address_max",
+            limits.connections_per_address_max,
+        ),
+    ] {
+        require(key, value != Some(0), || {
+            "0 would refuse every client".into()
+        })?;
     }
+    within(
+        "limits.channel_name_bytes_max",
+        limits.channel_name_bytes_max as usize,
+        1,
+        CHANNEL_NAME_BYTES_MAX,
+    )?;
+    let rate = limits.messages_per_second;
+    require(
+        "limits.messages_per_second",
+        rate.rate > 0 && rate.burst > 0,
+        || "rate and burst must be at least 1".into(),
+    )?;
     within(
         "limits.message_bytes_max",
         message,
@@ -195,6 +251,7 @@ fn log(config: &Config) -> Result<(), Invalid> {
         Ok(_) => Ok(()),
         Err(error) => Err(Invalid {
             key: "log.filter",
+            namespace: None,
             reason: format!("`{filter}`: {error}"),
         }),
     }
@@ -227,6 +284,7 @@ fn require(key: &'static str, holds: bool, reason: impl FnOnce() -> String) -> R
     }
     Err(Invalid {
         key,
+        namespace: None,
         reason: reason(),
     })
 }

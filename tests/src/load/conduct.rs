@@ -12,10 +12,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{
     LoadError,
     clock::{Micros, SECOND, micros, now},
+    driver::channel_name,
+    hostile::Hostile,
     messages::{ChildMessage, Connected, Outcome, ParentMessage, Sent, Window},
     options::{Options, RunOptions},
     plan::Plan,
     report::{self, Connects, Memory, Report},
+    rounds::{self, Round},
     status::{Cluster, Usage, usage},
 };
 
@@ -37,6 +40,7 @@ struct Measured {
     held: Option<Usage>,
     processor_us: Option<Micros>,
     killed_at: Option<Micros>,
+    rounds: Vec<Round>,
 }
 
 /// Runs the scenario and prints the report.
@@ -47,7 +51,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
         .cluster_runtime_dir
         .as_deref()
         .map(|dir| Cluster::new(&run.orchestrator, dir));
-    if run.kill.is_some() && cluster.is_none() {
+    let has_rounds = run.kill_rounds + run.stop_rounds > 0;
+    if (run.kill.is_some() || has_rounds) && cluster.is_none() {
         return Err(LoadError::KillBlindly);
     }
     let mut measured = Measured {
@@ -55,8 +60,10 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
         ..Measured::default()
     };
 
-    let mut parts = start_parts(options)?;
+    let run_id = now();
+    let mut parts = start_parts(options, run_id)?;
     let connects = connected(&mut parts)?;
+    let hostile = Hostile::start(options, &channel_name(run_id, 0))?;
     let at = now() + START_DELAY;
     let window = Window {
         from: at + micros(run.warmup),
@@ -72,6 +79,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
     )?;
     measure(run, window, cluster.as_ref(), &mut measured)?;
 
+    let hostilities = hostile.finish();
     let sent = published(&mut parts, &plan)?;
     let until = now() + micros(run.settle);
     tell_all(&mut parts, &ParentMessage::Settle { sent, until })?;
@@ -88,6 +96,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
     );
     report.set_cluster_processor(measured.processor_us);
     report.set_killed(measured.killed_at);
+    report.rounds = measured.rounds;
+    report.hostilities = hostilities;
     if let (Some(empty), Some(held)) = (measured.empty, measured.held) {
         report.memory = Some(Memory::new(
             empty.pss_bytes,
@@ -120,13 +130,12 @@ fn measure(
         sleep_until(window.from + (window.to - window.from) / 2);
         measured.killed_at = Some(kill(cluster, victim)?);
     }
+    measured.rounds = rounds::run(cluster, (run.kill_rounds, run.stop_rounds), window.to)?;
     sleep_until(window.to);
     let after = usage(&pids);
     // A killed process takes its counter with it, and another one its memory.
     measured.held = Some(usage(&cluster.status()?.pids()));
-    measured.processor_us = run
-        .kill
-        .is_none()
+    measured.processor_us = (run.kill.is_none() && measured.rounds.is_empty())
         .then(|| after.processor_us.saturating_sub(before.processor_us));
     Ok(())
 }
@@ -160,9 +169,8 @@ fn sleep_until(at: Micros) {
     thread::sleep(Duration::from_micros(at.saturating_sub(now())));
 }
 
-fn start_parts(options: &Options) -> Result<Vec<Part>, LoadError> {
+fn start_parts(options: &Options, run_id: u64) -> Result<Vec<Part>, LoadError> {
     let program = std::env::current_exe().map_err(LoadError::io("cannot find this program"))?;
-    let run_id = now();
     (0..options.run.processes)
         .map(|index| {
             let mut child = Command::new(&program)

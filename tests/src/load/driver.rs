@@ -18,11 +18,11 @@ use rustix::{
     },
 };
 
-pub(super) use self::accounts::histogram;
 use self::{
     accounts::Accounts,
     sockets::{Client, Sockets},
 };
+pub(super) use self::{accounts::histogram, sockets::channel_name};
 use super::{
     LoadError,
     clients::Event,
@@ -357,7 +357,7 @@ impl<'a> Driver<'a> {
         };
         let text = &mut self.scratch;
         text.clear();
-        let channel = sockets::channel_name(self.options.run_id(), client.channel);
+        let channel = channel_name(self.options.run_id(), client.channel);
         text.extend_from_slice(br##"{"event":"#publish","data":{"channel":""##);
         text.extend_from_slice(channel.as_bytes());
         text.extend_from_slice(br#"","data":"#);

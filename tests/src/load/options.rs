@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::LoadError;
+use super::{LoadError, hostile::Flood};
 
 /// Puts load on a cluster and accounts for every publication.
 #[derive(Debug, Parser)]
@@ -102,6 +102,19 @@ pub(super) struct RunOptions {
     /// needs the runtime directory.
     #[arg(long, global = true)]
     pub(super) kill: Option<String>,
+    /// Kills this many processes with SIGKILL, one after the other, each when the
+    /// cluster is whole again, within the measured time.
+    #[arg(long, global = true, default_value_t = 0, conflicts_with = "kill")]
+    pub(super) kill_rounds: u32,
+    /// After that, stops this many with SIGSTOP.
+    #[arg(long, global = true, default_value_t = 0, conflicts_with = "kill")]
+    pub(super) stop_rounds: u32,
+    /// One more client, which sends as fast as it can.
+    #[arg(long, global = true, value_enum)]
+    pub(super) flood: Option<Flood>,
+    /// More subscribers of the first channel, which read nothing until the end.
+    #[arg(long, global = true, default_value_t = 0)]
+    pub(super) stalled: u32,
     /// The cluster's runtime directory; with it, processor time and memory of the
     /// cluster's processes are measured.
     #[arg(long, global = true, value_name = "DIR")]

@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::{
     clock::{Micros, SECOND},
     driver::histogram,
+    hostile::Hostilities,
     messages::{Connected, Outcome},
+    rounds::Round,
 };
 
 /// The result of a run. Times are in microseconds.
@@ -47,6 +49,8 @@ pub(super) struct Report {
     pub(super) memory: Option<Memory>,
     /// From the kill to the last connection that was there again.
     pub(super) last_reconnect_after_kill_us: Option<Micros>,
+    pub(super) rounds: Vec<Round>,
+    pub(super) hostilities: Hostilities,
     #[serde(skip)]
     seconds: f64,
     #[serde(skip)]
@@ -194,6 +198,8 @@ impl Report {
             cluster: None,
             memory: None,
             last_reconnect_after_kill_us: None,
+            rounds: Vec::new(),
+            hostilities: Hostilities::default(),
             seconds,
             delivered_in_window,
             last_reconnect: outcomes
@@ -289,7 +295,8 @@ pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
         float(report.longest_silence_us) / 1e3
     )?;
     writeln!(out, "generator     {:.2} cores", report.generator_cores)?;
-    print_cluster(&mut out, report)
+    print_cluster(&mut out, report)?;
+    print_trouble(&mut out, report)
 }
 
 fn print_cluster(out: &mut impl Write, report: &Report) -> io::Result<()> {
@@ -314,6 +321,47 @@ fn print_cluster(out: &mut impl Write, report: &Report) -> io::Result<()> {
             out,
             "after kill    last connection back after {:.0} ms",
             float(back) / 1e3
+        )?;
+    }
+    Ok(())
+}
+
+fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let ms = |micros: Option<Micros>| {
+        micros.map_or("never".into(), |micros| {
+            format!("{:.0} ms", float(micros) / 1e3)
+        })
+    };
+    for round in &report.rounds {
+        writeln!(
+            out,
+            "{:<13} {} replaced after {}, whole after {}",
+            round.signal,
+            round.node,
+            ms(round.replaced_us),
+            ms(round.whole_us)
+        )?;
+    }
+    let Hostilities {
+        flood_messages,
+        flood_closed,
+        stalled_open,
+        stalled_closed,
+        stalled_deliveries,
+    } = report.hostilities;
+    if flood_messages > 0 {
+        let fate = if flood_closed {
+            "cut off"
+        } else {
+            "still connected"
+        };
+        writeln!(out, "flood         {flood_messages} messages sent, {fate}")?;
+    }
+    if stalled_open + stalled_closed > 0 {
+        writeln!(
+            out,
+            "stalled       {stalled_open} still connected, {stalled_closed} cut off; \
+             {stalled_deliveries} publications read at last"
         )?;
     }
     Ok(())

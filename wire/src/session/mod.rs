@@ -6,6 +6,7 @@
 
 mod answers;
 mod heartbeat;
+mod pace;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -16,8 +17,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-pub use self::heartbeat::Heartbeat;
-use self::{answers::Answers, subscriptions::Subscriptions};
+use self::{answers::Answers, pace::Pace, subscriptions::Subscriptions};
+pub use self::{heartbeat::Heartbeat, pace::Rate};
 use crate::{
     CallId, ChannelName, ChannelNameError, Millis,
     answer::{self, CallError},
@@ -82,6 +83,40 @@ pub struct Rules {
     pub pong_timeout: Duration,
     /// Channels one session may subscribe to.
     pub channels_max: usize,
+    /// Packets a client may send; subscriptions are counted apart, so that a
+    /// reconnect, which brings all of a client's at once, is never slowed by it
+    /// (delivery.md F3).
+    pub packets: Rate,
+}
+
+impl Rules {
+    /// Subscriptions a client may ask for.
+    fn subscribes(&self) -> Rate {
+        let channels_max = u32::try_from(self.channels_max).unwrap_or(u32::MAX);
+        Rate {
+            per_second: self.packets.per_second,
+            burst: self.packets.burst.max(channels_max),
+        }
+    }
+}
+
+/// What a client wants to do with a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Send to it.
+    Publish,
+    /// Hear it.
+    Subscribe,
+}
+
+impl Action {
+    /// For people, as the reference's messages begin.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "Publish",
+            Self::Subscribe => "Subscribe",
+        }
+    }
 }
 
 /// What a session asks of the worker that has it.
@@ -99,6 +134,9 @@ pub trait Host {
     /// # Errors
     /// The name is too long.
     fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError>;
+
+    /// Whether a client may do that, with a token that stands or without.
+    fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool;
 }
 
 /// The present, as a session sees it.
@@ -159,6 +197,9 @@ pub struct Session {
     heartbeat: Heartbeat,
     subscriptions: Subscriptions,
     answers: Answers,
+    /// Everything the client sent but subscriptions.
+    packets: Pace,
+    subscribes: Pace,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +230,8 @@ impl Session {
             heartbeat: Heartbeat::new(now, rules),
             subscriptions: Subscriptions::default(),
             answers: Answers::default(),
+            packets: Pace::default(),
+            subscribes: Pace::default(),
         }
     }
 
@@ -220,6 +263,19 @@ impl Session {
     #[must_use]
     pub fn is_congested(&self, rules: &Rules) -> bool {
         self.answers.len() > rules.channels_max + answers::WAITING_MAX
+    }
+
+    /// Whether the client went faster than it may, so that nothing more may be
+    /// read from it for now.
+    #[must_use]
+    pub fn is_over_rate(&self, now: Millis, rules: &Rules) -> bool {
+        self.packets.is_over(rules.packets, now) || self.subscribes.is_over(rules.subscribes(), now)
+    }
+
+    /// Something came that is no packet, and cost time all the same: a WebSocket
+    /// ping, or a piece of a message.
+    pub fn handle_frame(&mut self, now: Millis, rules: &Rules) {
+        self.packets.count(rules.packets, now);
     }
 
     /// Any bytes from the client are a sign of life (socketcluster.md section 4).
@@ -254,6 +310,7 @@ impl Session {
 
     /// The answer to a ping.
     pub fn handle_pong(&mut self, version: Version, cx: &mut Context<'_>) -> Effect<'static> {
+        self.packets.count(cx.rules.packets, cx.now);
         if !self.is_open() {
             return Effect::Close(CloseCode::BEFORE_HANDSHAKE);
         }
@@ -263,7 +320,8 @@ impl Session {
     }
 
     /// A message that holds no packet.
-    pub fn handle_noise(&mut self) -> Effect<'static> {
+    pub fn handle_noise(&mut self, cx: &mut Context<'_>) -> Effect<'static> {
+        self.packets.count(cx.rules.packets, cx.now);
         if self.is_open() {
             Effect::Nothing
         } else {
@@ -274,6 +332,11 @@ impl Session {
     /// One packet; the dispatch of socketcluster.md section 2.
     pub fn handle_packet<'a>(&mut self, packet: Packet<'a>, cx: &mut Context<'_>) -> Effect<'a> {
         let event = packet.event.as_deref().unwrap_or_default();
+        if event == "#subscribe" {
+            self.subscribes.count(cx.rules.subscribes(), cx.now);
+        } else {
+            self.packets.count(cx.rules.packets, cx.now);
+        }
         match (event, &packet.cid) {
             ("#handshake", None) => return Effect::Close(CloseCode::BAD_HANDSHAKE),
             ("#handshake", Some(cid)) => {
@@ -437,7 +500,7 @@ impl Session {
         cx: &mut Context<'_>,
     ) -> Effect<'a> {
         let ChannelData { channel, data } = ChannelData::parse(data);
-        match wanted_channel(channel, "Publish", cx.host) {
+        match self.allowed_channel(channel, Action::Publish, cx.host) {
             Ok(channel) => {
                 self.published += 1;
                 Effect::Publish(Publish {
@@ -465,7 +528,7 @@ impl Session {
         let channel = ChannelData::parse(data)
             .channel
             .or_else(|| data.and_then(packet::string));
-        let channel = match wanted_channel(channel, "Subscribe", cx.host) {
+        let channel = match self.allowed_channel(channel, Action::Subscribe, cx.host) {
             Ok(channel) => channel,
             Err(error) => return self.answer_failure(Some(&cid), &error, cx),
         };
@@ -518,6 +581,22 @@ impl Session {
             self.answers.push(answer::success(cid), cx.out);
         }
         Effect::Unsubscribe(channel)
+    }
+
+    fn allowed_channel(
+        &self,
+        channel: Option<Cow<'_, str>>,
+        action: Action,
+        host: &dyn Host,
+    ) -> Result<ChannelName, CallError> {
+        let channel = wanted_channel(channel, action.as_str(), host)?;
+        let is_authenticated = self.is_authenticated();
+        if host.allows(action, &channel, is_authenticated) {
+            return Ok(channel);
+        }
+        // What a client without a token could get by having one, it is told.
+        let with_token = !is_authenticated && host.allows(action, &channel, true);
+        Err(CallError::not_allowed(action, &channel, with_token))
     }
 
     /// A packet without cid fails in silence.

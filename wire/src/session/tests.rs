@@ -1,5 +1,7 @@
 //! Transcripts: what a client says, what it hears, what the worker must do.
 
+mod limits;
+
 use std::{cell::RefCell, time::Duration};
 
 use super::*;
@@ -10,6 +12,10 @@ const RULES: Rules = Rules {
     ping_interval: Duration::from_secs(8),
     pong_timeout: Duration::from_secs(20),
     channels_max: 3,
+    packets: Rate {
+        per_second: 10,
+        burst: 5000,
+    },
 };
 const START: Millis = Millis(1_000_000);
 const UNIX: UnixSeconds = 1_700_000_000;
@@ -36,6 +42,15 @@ impl Host for TestHost {
 
     fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError> {
         ChannelName::try_from(channel)
+    }
+
+    /// `deaf…` and `mute…` need a token; nobody may do anything with `shut…`.
+    fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool {
+        let prefix = match action {
+            Action::Publish => "mute",
+            Action::Subscribe => "deaf",
+        };
+        !channel.starts_with("shut") && (is_authenticated || !channel.starts_with(prefix))
     }
 }
 
@@ -101,7 +116,7 @@ impl Client {
             };
             match Incoming::parse(text) {
                 Incoming::Pong(version) => keep(session.handle_pong(version, cx)),
-                Incoming::Noise => keep(session.handle_noise()),
+                Incoming::Noise => keep(session.handle_noise(cx)),
                 Incoming::Packets(packets) => {
                     for packet in packets {
                         keep(session.handle_packet(packet, cx));

@@ -1,11 +1,24 @@
 //! New connections, and whether this worker takes them.
 
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
 use muster_wire::Millis;
-use rustix::{io::Errno, net::SocketFlags};
+use rustix::{
+    io::Errno,
+    net::{SocketAddrAny, SocketFlags},
+};
 use tracing::{error, warn};
 
 use super::{Accepting, Engine, LINGER};
-use crate::{connection::Connection, gate::Slot, upgrade};
+use crate::{
+    addresses::Origin,
+    connection::{Admission, Connection, ConnectionKey},
+    gate::Slot,
+    upgrade,
+};
 
 /// Connections beyond the limit that are answered properly at a time.
 const REFUSALS_MAX: usize = 128;
@@ -74,8 +87,8 @@ impl Engine {
                 return;
             }
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match rustix::net::accept_with(&self.listener, flags) {
-                Ok(socket) => self.admit(socket),
+            match rustix::net::acceptfrom_with(&self.listener, flags) {
+                Ok((socket, address)) => self.admit(socket, origin(address)),
                 Err(Errno::AGAIN) => break,
                 // The client was gone before it was accepted.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
@@ -93,38 +106,51 @@ impl Engine {
         self.look_at_gate();
     }
 
-    fn admit(&mut self, socket: std::os::fd::OwnedFd) {
-        let now = self.now.millis;
-        let connections = self.connections.len();
-        let is_full = connections >= self.settings.connections_max;
-        if connections >= self.settings.connections_max + REFUSALS_MAX {
-            // Whoever does not take the answer at once gets none.
-            let _ = rustix::io::write(&socket, &upgrade::cluster_full());
-            return;
-        }
-        let key = self
-            .connections
-            .insert(|serial| Connection::new(socket, serial, now));
-        // The first ping is due before a long time for the handshake is over.
-        let rules = &self.core.rules;
-        let deadline = now + rules.handshake_timeout.min(rules.ping_interval);
-        let Some(connection) = self.connections.get(key) else {
+    fn admit(&mut self, socket: OwnedFd, origin: Origin) {
+        let admitted = self.connections.len() - self.refused;
+        let refusal = if admitted >= self.settings.connections_max {
+            Some(upgrade::cluster_full())
+        } else if !self.addresses.admit(origin) {
+            Some(upgrade::address_full())
+        } else {
+            None
+        };
+        let Some(answer) = refusal else {
+            let _ = self.take(socket, Admission::Admitted(origin));
             return;
         };
-        if let Err(error) = self.poller.add(connection.socket(), key) {
-            warn!(%error, "Cannot watch a client's socket.");
-            self.connections.remove(key);
+        if self.refused >= REFUSALS_MAX {
+            // Whoever does not take the answer at once gets none.
+            let _ = rustix::io::write(&socket, &answer);
             return;
         }
-        if is_full {
-            self.refuse(key, upgrade::cluster_full());
-        } else {
-            self.wheel.schedule(key, deadline);
+        self.refused += 1;
+        if let Some(key) = self.take(socket, Admission::Refused) {
+            self.refuse(key, answer);
         }
     }
 
+    /// Puts a connection into the table.
+    fn take(&mut self, socket: OwnedFd, admission: Admission) -> Option<ConnectionKey> {
+        let now = self.now.millis;
+        let key = self
+            .connections
+            .insert(|serial| Connection::new(socket, admission, serial, now));
+        let connection = self.connections.get(key)?;
+        if let Err(error) = self.poller.add(connection.socket(), key) {
+            warn!(%error, "Cannot watch a client's socket.");
+            self.end(key);
+            return None;
+        }
+        // The first ping is due before a long time for the handshake is over.
+        let rules = &self.core.rules;
+        let deadline = now + rules.handshake_timeout.min(rules.ping_interval);
+        self.wheel.schedule(key, deadline);
+        Some(key)
+    }
+
     /// Answers an HTTP request that does not become a WebSocket.
-    pub(super) fn refuse(&mut self, key: crate::connection::ConnectionKey, answer: Vec<u8>) {
+    pub(super) fn refuse(&mut self, key: ConnectionKey, answer: Vec<u8>) {
         let deadline: Millis = self.now.millis + LINGER;
         if let Some(connection) = self.connections.get(key) {
             let _ = connection.outbox.offer(answer.into(), usize::MAX);
@@ -138,7 +164,7 @@ impl Engine {
         Slot {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             accepting: self.accepting != Accepting::No
-                && connections < self.settings.connections_max,
+                && connections - self.refused < self.settings.connections_max,
             written: self.now.millis,
         }
     }
@@ -148,4 +174,10 @@ impl Engine {
             error!(%error, "Cannot stop watching the listening socket.");
         }
     }
+}
+
+/// A client's address; a socket of another kind counts as one client.
+fn origin(address: Option<SocketAddrAny>) -> Origin {
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+    Origin::of(address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip()))
 }

@@ -159,6 +159,7 @@ impl Engine {
             holes: stats.holes,
             links: u32::try_from(self.core.router.links_up()).unwrap_or(u32::MAX),
             slow_clients_closed: stats.slow_clients_closed,
+            dropped: stats.dropped,
         };
         Heartbeat {
             stats: Some(heartbeat::Stats::Worker(stats)),

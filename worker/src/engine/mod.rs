@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 pub(crate) use self::lifecycle::Drain;
 use self::{cluster::Links, operate::Operators};
 use crate::{
-    connection::{Connection, ConnectionKey, Interest, Phase},
+    addresses::Addresses,
+    connection::{Admission, Connection, ConnectionKey, Interest, Phase},
     connections::Connections,
     core::{Core, Now, Pause},
     gate::Gate,
@@ -47,6 +48,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Settings {
     pub(crate) upgrade: UpgradeRules,
     pub(crate) connections_max: usize,
+    pub(crate) connections_per_address_max: Option<u32>,
     pub(crate) message_bytes_max: usize,
     pub(crate) outbox_bytes_max: usize,
     pub(crate) link: LinkSettings,
@@ -57,6 +59,9 @@ pub(crate) struct Engine {
     settings: Settings,
     core: Core,
     connections: Connections,
+    addresses: Addresses,
+    /// Connections that only get the answer that they are refused.
+    refused: usize,
     poller: Poller,
     listener: TcpListener,
     accepting: Accepting,
@@ -74,6 +79,8 @@ pub(crate) struct Engine {
     paused: HashMap<Pause, Vec<ConnectionKey>>,
     /// Something happened that may have made room for those.
     has_news: bool,
+    /// So much time passed that those who were too fast may go on.
+    has_ticked: bool,
     /// Frames for one client, for reuse.
     out: Vec<Bytes>,
     ready: Vec<Ready>,
@@ -102,6 +109,8 @@ impl Engine {
     ) -> std::io::Result<Self> {
         Ok(Self {
             connections: Connections::new(settings.outbox_bytes_max),
+            addresses: Addresses::new(settings.connections_per_address_max),
+            refused: 0,
             settings,
             core,
             poller: Poller::new()?,
@@ -117,6 +126,7 @@ impl Engine {
             backlog: VecDeque::new(),
             paused: HashMap::new(),
             has_news: false,
+            has_ticked: false,
             out: Vec::new(),
             ready: Vec::new(),
             due: Vec::new(),
@@ -272,6 +282,10 @@ impl Engine {
         if let Some(mut connection) = self.connections.remove(key) {
             if let Some(session) = connection.session() {
                 self.core.handle_end(key, session);
+            }
+            match connection.admission {
+                Admission::Admitted(origin) => self.addresses.release(origin),
+                Admission::Refused => self.refused -= 1,
             }
             drop(connection);
             self.publish_load();

@@ -269,12 +269,15 @@ mod tests {
 
     #[test]
     fn an_operator_whose_channel_has_no_room_is_refused_and_nothing_is_kept() {
-        use muster_wire::{Millis, session::Rules, token::UnixSeconds};
+        use muster_wire::{
+            Millis,
+            session::{Rate, Rules},
+        };
         use std::time::Duration;
 
         use crate::{
             auth::Auth,
-            core::{Core, Now},
+            core::{Core, Names, Now},
             router::Router,
         };
 
@@ -284,12 +287,16 @@ mod tests {
             ping_interval: second,
             pong_timeout: second,
             channels_max: 1,
+            packets: Rate {
+                per_second: 1,
+                burst: 1,
+            },
         };
         let auth = Auth::with_secret(b"a test", second);
-        let mut core = Core::new(rules, auth, Router::new(100, second));
+        let mut core = Core::new(rules, auth, Names::default(), Router::new(100, second));
         let now = Now {
             millis: Millis(1000),
-            unix: UnixSeconds(0),
+            unix: 0,
         };
         let mut publish = |n| {
             let publication = Publication {

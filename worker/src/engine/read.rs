@@ -72,10 +72,14 @@ impl Engine {
         if self.paused.is_empty() || !std::mem::take(&mut self.has_news) {
             return;
         }
+        let has_ticked = std::mem::take(&mut self.has_ticked);
         for (pause, keys) in std::mem::take(&mut self.paused) {
-            if let Pause::Shard(shard) = pause
-                && !self.core.router.has_room(shard)
-            {
+            let may_any = match pause {
+                Pause::Shard(shard) => self.core.router.has_room(shard),
+                Pause::Answers => true,
+                Pause::Rate => has_ticked,
+            };
+            if !may_any {
                 self.paused.insert(pause, keys);
                 continue;
             }
@@ -96,7 +100,7 @@ impl Engine {
         let Some(session) = connection.session() else {
             return;
         };
-        if !self.core.may_resume(pause, session) {
+        if !self.core.may_resume(pause, session, self.now) {
             self.paused.entry(pause).or_default().push(key);
             return;
         }
@@ -203,9 +207,11 @@ impl Engine {
                     message,
                 }) => {
                     consumed += len;
-                    Some(message.map_or(Verdict::Continue, |message| {
-                        self.handle_message(key, message)
-                    }))
+                    Some(match message {
+                        Some(message) => self.handle_message(key, message),
+                        // A piece of a message.
+                        None => self.handle_frame(key),
+                    })
                 }
                 Err(error) => Some(Verdict::Close(Some(error.close_code()))),
             };
@@ -305,11 +311,19 @@ impl Engine {
             }
             Message::Ping(payload) => {
                 self.reply(key, frame::pong_frame(payload));
-                Verdict::Continue
+                self.handle_frame(key)
             }
-            Message::Pong(_) => Verdict::Continue,
+            Message::Pong(_) => self.handle_frame(key),
             Message::Close(close) => Verdict::Close(close.map(|Close { code, .. }| code)),
         }
+    }
+
+    fn handle_frame(&mut self, key: ConnectionKey) -> Verdict {
+        let Some(session) = self.connections.get(key).and_then(Connection::session) else {
+            return Verdict::Continue;
+        };
+        let ingress = self.core.handle_frame(session, self.now);
+        self.verdict(key, ingress, String::new)
     }
 
     fn handle_text(&mut self, key: ConnectionKey, text: &str) -> Verdict {

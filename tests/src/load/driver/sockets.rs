@@ -225,6 +225,6 @@ impl Sockets {
 }
 
 /// The name of a channel of the plan, different in every run.
-pub(super) fn channel_name(run_id: u64, channel: u32) -> String {
+pub(in crate::load) fn channel_name(run_id: u64, channel: u32) -> String {
     format!("load:{run_id:x}:{channel}")
 }

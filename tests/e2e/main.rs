@@ -11,6 +11,7 @@ mod operators;
 mod packets;
 mod publishing;
 mod sdk;
+mod supervision;
 
 use std::collections::BTreeSet;
 

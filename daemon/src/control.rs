@@ -95,7 +95,7 @@ impl Standing {
     fn note_command(&mut self, command: &Command) {
         match command {
             Command::View(view) => self.note_epoch(view.epoch),
-            Command::Query(_) => {}
+            Command::Query(_) | Command::Drain(_) => {}
         }
     }
 

@@ -1,12 +1,15 @@
 //! The running cluster: one task that owns everything the orchestrator knows
 //! and obeys its decisions.
 
+mod hung;
 mod operate;
+mod scale;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use muster_daemon::{
     clock,
+    config::SupervisionConfig,
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -25,13 +28,14 @@ use crate::{
     announce::announce,
     calls::{Calls, Gathered, NotAsked},
     cli::Size,
+    cluster::{hung::kill_hung, scale::cut},
     console::Console,
     control::{JoinRefused, Request},
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     spawn::{Ended, Spawner},
-    supervisor::{Action, Event, Exit, Phase},
+    supervisor::{Action, Event, Exit, Phase, TURN_MAX, Turns},
     table,
 };
 
@@ -43,8 +47,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// uninterruptible sleep does.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Without anything to do, the loop still turns this often.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// What the cluster is and how it ends.
 #[derive(Debug)]
@@ -56,6 +58,7 @@ pub(crate) struct Settings {
     pub(crate) shutdown_timeout: Duration,
     /// How long a publication may take before its outcome is unknown.
     pub(crate) publish_timeout: Duration,
+    pub(crate) supervision: SupervisionConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -102,19 +105,23 @@ pub(crate) struct Cluster {
     settings: Settings,
     spawner: Spawner,
     fleet: Fleet,
+    /// Workers that the cluster is to have.
+    workers: u32,
     membership: Membership,
     calls: Calls<Operator>,
     children: JoinSet<Ended>,
     stage: Stage,
     failure: Option<ClusterError>,
     started: Millis,
+    turns: Turns,
     rng: SmallRng,
 }
 
 impl Cluster {
     pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
         Self {
-            fleet: Fleet::new(settings.size, settings.incarnation),
+            fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
+            workers: settings.size.workers,
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -123,6 +130,7 @@ impl Cluster {
             stage: Stage::Starting,
             failure: None,
             started: now,
+            turns: Turns::new(now),
             rng,
         }
     }
@@ -143,7 +151,7 @@ impl Cluster {
                 self.hide_table();
                 return self.failure.map_or(Ok(()), Err);
             }
-            let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
+            let wait = self.wake_at().map_or(TURN_MAX, |at| at.since(clock::now()));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
                 _ = hangup.recv() => self.hang_up(clock::now()),
@@ -153,18 +161,21 @@ impl Cluster {
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
                 _ = table.tick() => self.show_table(clock::now()),
-                () = sleep(wait) => {}
+                () = sleep(wait.min(TURN_MAX)) => {}
             }
         }
     }
 
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
+        self.forgive_silence(now);
         for role in [Role::Broker, Role::Worker] {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.set_brokers_aside(now);
+        self.retire_workers();
         let tells = self.membership.time(now);
         self.tell(tells);
         let late = self.calls.time(now);
@@ -274,6 +285,9 @@ impl Cluster {
                 whom,
                 answer,
             } => self.query(now, &request, whom, answer),
+            Request::Scale { workers, answer } => {
+                let _ = answer.send(self.scale(now, workers));
+            }
         }
     }
 
@@ -283,6 +297,7 @@ impl Cluster {
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
+            self.remind_to_drain(now, node.id);
         }
     }
 
@@ -301,6 +316,7 @@ impl Cluster {
                 if let Some(node) = self.fleet.get_mut(id) {
                     node.heartbeat(now, heartbeat);
                 }
+                self.feed(now, id, Event::Heartbeat);
             }
             Report::ViewApplied(applied) => {
                 let tells = self.membership.applied(id, applied.epoch);
@@ -370,6 +386,9 @@ impl Cluster {
                 self.feed(now, id, event);
             }
             Action::Terminate(life) => signal(life.pid, Number::TERM),
+            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
+            Action::Cut(life) => cut(id, life.pid),
+            Action::Kill { life, silent } => kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);
     }

@@ -56,6 +56,11 @@ pub(crate) enum Request {
         whom: Whom,
         answer: oneshot::Sender<Result<Gathered, NotAsked>>,
     },
+    Scale {
+        /// Within the limits.
+        workers: u32,
+        answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
+    },
 }
 
 /// Who is asked.
@@ -75,6 +80,11 @@ pub(crate) enum Whom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no such node was started here")]
 pub(crate) struct JoinRefused;
+
+/// Why the number of workers does not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster is ending")]
+pub(crate) struct ScaleRefused;
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ mod logs;
 mod membership;
 mod node;
 mod operate;
+mod scale;
 mod spawn;
 mod supervisor;
 mod table;
@@ -43,6 +44,7 @@ use crate::{
     control::OperatorError,
     node::Role,
     operate::DataError,
+    scale::ScaleError,
     up::UpError,
 };
 
@@ -79,6 +81,8 @@ enum Fatal {
     Up(#[from] UpError),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
     #[error("cannot run as {role}")]
     Node {
         role: Role,
@@ -99,9 +103,12 @@ impl Fatal {
                 exit::CONFIG
             }
             Self::Up(error) => error.exit_code(),
-            Self::Operator(error) => error.exit_code(),
+            Self::Operator(error) | Self::Scale(ScaleError::Operator(error)) => error.exit_code(),
             Self::Data(_) => exit::USAGE,
-            Self::Node { .. } | Self::Runtime(_) | Self::Print(_) => exit::FAILURE,
+            Self::Scale(ScaleError::Brokers(_))
+            | Self::Node { .. }
+            | Self::Runtime(_)
+            | Self::Print(_) => exit::FAILURE,
         }
     }
 }
@@ -135,6 +142,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
         | Verb::Down { .. }
+        | Verb::Scale(_)
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

@@ -16,7 +16,7 @@ use crate::{
     Fatal, answers,
     cli::{STANDARD_INPUT, TokenVerb, Verb},
     control::{Operator, OperatorError},
-    print, table,
+    print, scale, table,
 };
 
 /// Most bytes read from standard input: no cluster takes a longer publication.
@@ -36,6 +36,9 @@ pub(crate) enum DataError {
 /// Asks a running cluster and prints its answer.
 pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> {
     let json = verb.json();
+    if let Verb::Scale(args) = verb {
+        return print(&scale::scale(&args, runtime_dir).await?);
+    }
     if let Verb::Publish { data, .. } = &mut verb
         && data == STANDARD_INPUT
     {
@@ -77,6 +80,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
             answers::done(&connection, &action, json)
         }
         Verb::Up(_)
+        | Verb::Scale(_)
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
@@ -112,6 +116,7 @@ fn action(verb: Verb) -> (String, Action) {
             (connection, Action::RemoveToken(pb::RemoveToken {}))
         }
         Verb::Up(_)
+        | Verb::Scale(_)
         | Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::CheckConfig { .. }

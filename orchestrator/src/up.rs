@@ -224,6 +224,7 @@ async fn serve(
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
         publish_timeout: config.link.publish_timeout,
+        supervision: config.supervision.clone(),
         incarnation: clock::unix_seconds() * INCARNATIONS,
         terminal: io::stderr().is_terminal(),
         table,

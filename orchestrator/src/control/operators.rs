@@ -8,9 +8,10 @@ use muster_proto::control::{
 };
 use tonic::{Response, Status, codegen::async_trait};
 
-use super::{Request, Whom, server::Control};
+use super::{Request, ScaleRefused, Whom, server::Control};
 use crate::{
     calls::{Gathered, NotAsked},
+    cli::WORKERS_MAX,
     gather::Gather,
     node::NodeId,
 };
@@ -166,6 +167,23 @@ impl Operator for Control {
             filter: telemetry::filter(),
             silent,
         }))
+    }
+
+    async fn scale(
+        &self,
+        request: tonic::Request<pb::ScaleRequest>,
+    ) -> Result<Response<pb::ScaleResponse>, Status> {
+        let workers = request.into_inner().workers;
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(Status::invalid_argument(format!(
+                "a cluster has 1 to {WORKERS_MAX} workers, not {workers}"
+            )));
+        }
+        let scaled = self
+            .ask(|answer| Request::Scale { workers, answer })
+            .await?;
+        let refused = |refused: ScaleRefused| Status::failed_precondition(refused.to_string());
+        scaled.map(Response::new).map_err(refused)
     }
 }
 

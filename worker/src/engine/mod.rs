@@ -21,7 +21,7 @@ use muster_wire::{Millis, close::CloseCode, session::Session};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
-pub(crate) use self::lifecycle::Drain;
+pub(crate) use self::lifecycle::{Drain, Pace};
 use self::{cluster::Links, operate::Operators};
 use crate::{
     addresses::Addresses,

@@ -155,9 +155,10 @@ impl Node {
             tokio::select! {
                 command = self.control.commands.recv() => match command {
                     Some(Command::View(view)) => self.take_view(view).await,
-                    Some(Command::Client(command)) => {
-                        debug!(id = command.id, "Ignored a command for workers.");
+                    Some(Command::Query(query)) => {
+                        debug!(id = query.id, "Ignored a query for workers.");
                     }
+                    Some(Command::Drain(_)) => debug!("Ignored a command for workers."),
                     None => return Err(BrokerError::PartStopped {
                         part: "the control stream",
                         source: None,

@@ -210,7 +210,10 @@ async fn a_broker_joins_opens_its_shards_serves_and_ends_without_a_trace() {
     let broker = orchestrator.broker(&[]);
 
     let hello = orchestrator.hello().await;
-    assert_eq!((hello.version, hello.role()), (1, Role::Broker));
+    assert_eq!(
+        (hello.version, hello.role()),
+        (muster_proto::CONTROL_VERSION, Role::Broker)
+    );
     assert_eq!((hello.slot, hello.incarnation), (2, 77));
     assert_eq!(Some(hello.pid), broker.id());
     assert_eq!(hello.address, format!("unix:{}", path.display()));

@@ -2,9 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use muster_proto::control::{
-    Hello, NodeCommand, NodeReport, Ready, ViewApplied, node_command::Command, node_report::Report,
-    nodes_client::NodesClient,
+use muster_proto::{
+    CONTROL_MESSAGE_BYTES_MAX,
+    control::{
+        Hello, LogFilterRequest, LogFilterResult, NodeCommand, NodeReport, Query, Ready, Reply,
+        ViewApplied, node_command::Command, node_report::Report, nodes_client::NodesClient, query,
+        reply,
+    },
 };
 use rand::rngs::SmallRng;
 use tokio::{
@@ -15,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 use tracing::{debug, info};
 
-use crate::{backoff::Backoff, exit::chain};
+use crate::{backoff::Backoff, exit::chain, telemetry};
 
 /// Reports that a node has sent and this file has not taken yet. They are also
 /// taken while the orchestrator is away, so a node never waits for it.
@@ -43,7 +47,8 @@ pub struct ControlHandle {
 
 /// Keeps a node joined to the orchestrator that listens on `socket`.
 ///
-/// The future never ends: it reconnects (with back-off) whenever the stream
+/// Queries about the log filter are answered here; everything else is the
+/// node's. The future never ends: it reconnects (with back-off) whenever the stream
 /// breaks, says `hello` with the highest epoch seen, and repeats `Ready` and
 /// the last `ViewApplied` if they had been reported.
 pub fn control(socket: PathBuf, hello: Hello) -> (ControlHandle, impl Future<Output = ()>) {
@@ -83,14 +88,14 @@ impl Standing {
                 self.note_epoch(applied.epoch);
                 self.applied = Some(*applied);
             }
-            Report::Hello(_) | Report::Heartbeat(_) | Report::Client(_) => {}
+            Report::Hello(_) | Report::Heartbeat(_) | Report::Reply(_) => {}
         }
     }
 
     fn note_command(&mut self, command: &Command) {
         match command {
             Command::View(view) => self.note_epoch(view.epoch),
-            Command::Client(_) => {}
+            Command::Query(_) | Command::Drain(_) => {}
         }
     }
 
@@ -174,6 +179,7 @@ impl Control {
                     .expect("the opening is shorter than the channel");
             }
             let incoming = NodesClient::new(channel)
+                .max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX)
                 .join(ReceiverStream::new(stream))
                 .await
                 .map_err(|status| StreamEnd::Refused(Box::new(status)))?;
@@ -215,6 +221,15 @@ impl Control {
                     }
                 }
                 command = incoming.message(), if !has_command => match command {
+                    Ok(Some(NodeCommand { command: Some(Command::Query(Query {
+                        id,
+                        request: Some(query::Request::LogFilter(request)),
+                    })) })) => {
+                        let reply = Report::Reply(change_log_filter(id, &request));
+                        if send(&outgoing, reply).is_err() {
+                            return StreamEnd::Stuck;
+                        }
+                    }
                     Ok(Some(NodeCommand { command: Some(command) })) => {
                         self.standing.note_command(&command);
                         waiting = Some(command);
@@ -237,6 +252,19 @@ impl Control {
                 Some(report) = self.inbox.recv() => self.standing.note_report(&report),
             }
         }
+    }
+}
+
+/// The one query that every node answers in the same way.
+fn change_log_filter(id: u64, request: &LogFilterRequest) -> Reply {
+    let changed = request
+        .filter
+        .as_deref()
+        .map_or(Ok(()), telemetry::set_filter);
+    let error = changed.map_or_else(|error| chain(&error), |()| String::new());
+    Reply {
+        id,
+        answer: Some(reply::Answer::LogFilter(LogFilterResult { error })),
     }
 }
 

@@ -8,6 +8,8 @@ pub const SUCCESS: u8 = 0;
 pub const FAILURE: u8 = 1;
 /// The command line makes no sense; also what clap exits with.
 pub const USAGE: u8 = 2;
+/// What was asked for may have been done, or not.
+pub const OUTCOME_UNKNOWN: u8 = 3;
 /// The configuration is at fault, so that starting again is no use
 /// (`EX_CONFIG`).
 pub const CONFIG: u8 = 78;

@@ -3,6 +3,7 @@
 //! A log line is never worth waiting for: what cannot be written now is lost,
 //! and a reader that is gone changes nothing.
 
+mod filter;
 mod format;
 mod stderr;
 
@@ -10,12 +11,13 @@ use std::io::{IsTerminal as _, stderr as std_stderr};
 
 use tracing::error;
 use tracing_subscriber::{
-    EnvFilter, Registry,
-    filter::ParseError,
+    Registry,
     fmt::{self as subscriber, MakeWriter},
     layer::SubscriberExt as _,
     util::{SubscriberInitExt as _, TryInitError},
 };
+
+pub use self::filter::{FilterError, filter, set_filter};
 
 use self::{format::LineFormat, stderr::Stderr};
 use crate::config::{LogConfig, LogFormat};
@@ -32,7 +34,7 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error("invalid configuration: log.filter")]
-    Filter(#[from] ParseError),
+    Filter(#[from] FilterError),
     #[error("logging was already set up")]
     Twice(#[from] TryInitError),
 }
@@ -65,10 +67,9 @@ where
         .with_ansi(false)
         .event_format(LineFormat { format, identity })
         .with_writer(writer);
-    Registry::default()
-        .with(EnvFilter::try_new(filter)?)
-        .with(lines)
-        .try_init()?;
+    let (filter, handle) = filter::reloadable(filter)?;
+    Registry::default().with(filter).with(lines).try_init()?;
+    handle.install();
     log_panics();
     Ok(())
 }

@@ -1,13 +1,7 @@
 //! What an orchestrator that was killed has left: nodes that live and are
 //! taken over, and nodes that cannot be and are ended (delivery.md E3).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    net::TcpListener,
-    os::fd::OwnedFd,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, net::TcpListener, os::fd::OwnedFd, path::Path};
 
 use muster_daemon::{
     Config, adoption,
@@ -160,19 +154,21 @@ impl Adoption {
     }
 
     /// The cluster's size: what is wanted, else what it was, and in any case
-    /// every node that lives: an orchestrator that is started again after a
-    /// crash must not take clients away.
+    /// every node that lives and was to stay: an orchestrator that is started
+    /// again after a crash must not take clients away.
     pub(crate) fn size(&self, args: &UpArgs) -> Size {
+        let before = self.state.size;
         let wanted = Size {
-            workers: args.workers.unwrap_or(self.state.size.workers),
-            brokers: args.brokers.unwrap_or(self.state.size.brokers),
+            workers: args.workers.unwrap_or(before.workers),
+            brokers: args.brokers.unwrap_or(before.brokers),
         };
-        let size = size_with(&self.nodes.keys().copied().collect(), wanted);
+        let living: Vec<_> = self.nodes.keys().copied().collect();
+        let size = size_with(&living, before, wanted);
         if size != wanted {
             warn!(
                 workers = size.workers,
                 brokers = size.brokers,
-                "More nodes live than are wanted; they stay until the cluster is ended."
+                "More nodes live than are wanted, and stay: see `scale`, or `down` and `up`."
             );
         }
         size
@@ -212,14 +208,16 @@ impl Adoption {
     }
 }
 
-fn size_with(living: &BTreeSet<NodeId>, wanted: Size) -> Size {
-    let highest = |role, wanted: u32| {
+/// Workers beyond the size `before` were on their way out; brokers never are.
+fn size_with(living: &[NodeId], before: Size, wanted: Size) -> Size {
+    let highest = |role, most: u32, wanted: u32| {
         let slots = living.iter().filter(|id| id.role == role);
-        slots.map(|id| id.slot).fold(wanted, u32::max)
+        let staying = slots.map(|id| id.slot).filter(|slot| *slot <= most);
+        staying.fold(wanted, u32::max)
     };
     Size {
-        workers: highest(Role::Worker, wanted.workers),
-        brokers: highest(Role::Broker, wanted.brokers),
+        workers: highest(Role::Worker, before.workers, wanted.workers),
+        brokers: highest(Role::Broker, u32::MAX, wanted.brokers),
     }
 }
 
@@ -244,16 +242,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn living_nodes_beyond_the_wanted_size_are_counted_in() {
+    fn living_nodes_that_were_to_stay_are_counted_in() {
         let id = |role, slot| NodeId { role, slot };
-        let wanted = Size {
-            workers: 1,
-            brokers: 3,
-        };
-        let living = BTreeSet::from([id(Role::Worker, 2), id(Role::Broker, 1)]);
-        let size = size_with(&living, wanted);
-        assert_eq!((size.workers, size.brokers), (2, 3));
-        assert_eq!(size_with(&BTreeSet::new(), wanted), wanted);
+        let size = |workers, brokers| Size { workers, brokers };
+        let living = [
+            id(Role::Worker, 2),
+            id(Role::Worker, 4),
+            id(Role::Broker, 2),
+        ];
+        let before = size(3, 1);
+        let with = |wanted| size_with(&living, before, wanted);
+        assert_eq!(with(size(1, 1)), size(2, 2), "worker 4 was on its way out");
+        assert_eq!(with(before), size(3, 2));
+        assert_eq!(with(size(5, 3)), size(5, 3));
     }
 
     #[test]

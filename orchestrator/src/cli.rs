@@ -5,15 +5,31 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use muster_daemon::{NodeArgs, config::Override};
+use muster_proto::control as pb;
+use muster_wire::ChannelName;
+
+use crate::control::LIST_LIMIT_MAX;
+
+/// Instead of data: it is read from there.
+pub(crate) const STANDARD_INPUT: &str = "-";
+const LIMIT_MAX: i64 = LIST_LIMIT_MAX as i64;
 
 /// Slots in the accept gate's memory, hence workers of one cluster.
-const WORKERS_MAX: i64 = 256;
+pub(crate) const WORKERS_MAX: u32 = 256;
 /// Shards that brokers share; a broker without one is of no use.
 const BROKERS_MAX: i64 = muster_proto::SHARDS as i64;
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   not done; the message says why
+  2   the command line or the data makes no sense
+  3   the outcome is unknown: it may have been done or not
+  78  the configuration is at fault";
+
 /// Muster: a realtime cluster for games that speaks the SocketCluster protocol.
 #[derive(Debug, Parser)]
-#[command(name = "orchestrator", version, propagate_version = true)]
+#[command(name = "orchestrator", version, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Configuration file.
     #[arg(short, long, global = true, value_name = "FILE", env = "MUSTER_CONFIG")]
@@ -32,14 +48,18 @@ pub(crate) enum Verb {
     Up(UpArgs),
     /// Show what runs.
     Status {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// End the cluster: close the clients in a paced way, then all processes.
-    Down,
+    Down {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Load the configuration, say whether it is fine, and end.
     CheckConfig {
+        #[command(flatten)]
+        output: OutputArgs,
         #[command(flatten)]
         settings: SettingArgs,
     },
@@ -49,8 +69,12 @@ pub(crate) enum Verb {
         #[arg(long)]
         defaults: bool,
         #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
         settings: SettingArgs,
     },
+    /// Change the number of workers while the cluster runs.
+    Scale(ScaleArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -67,6 +91,8 @@ pub(crate) enum Verb {
         /// What the client is told.
         #[arg(long, default_value = "", allow_hyphen_values = true)]
         message: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Close a client's connection.
     Disconnect {
@@ -79,6 +105,40 @@ pub(crate) enum Verb {
         /// The close reason, at most 123 bytes.
         #[arg(long, default_value = "", allow_hyphen_values = true, value_parser = close_reason)]
         reason: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Publish on a channel; ends once the channel's owner has it.
+    Publish {
+        /// The channel.
+        #[arg(allow_hyphen_values = true, value_parser = channel_name)]
+        channel: String,
+        /// JSON, for example '{"open":true}'; - reads it from standard input.
+        #[arg(value_name = "DATA_JSON", allow_hyphen_values = true, value_parser = data)]
+        data: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the channels that have subscribers, by name.
+    Channels {
+        #[command(flatten)]
+        which: ChannelsArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the connections of clients, the oldest first.
+    Connections {
+        #[command(flatten)]
+        which: ConnectionsArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show or change what all processes of the cluster log, while they run.
+    LogFilter {
+        /// In the syntax of RUST_LOG, for example info,muster_worker=debug.
+        filter: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Set or remove a client's authentication token.
     #[command(subcommand)]
@@ -101,26 +161,136 @@ pub(crate) enum TokenVerb {
         /// A JSON object.
         #[arg(value_name = "CLAIMS_JSON", value_parser = claims)]
         claims: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Remove the client's token.
     Remove {
         /// The client's session id.
         #[arg(allow_hyphen_values = true)]
         connection: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
+}
+
+/// How a verb answers.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Print JSON, errors included.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which channels.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ChannelsArgs {
+    /// Only those whose name begins so.
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    prefix: String,
+    /// Only those whose name comes after this one: goes on where a list was cut.
+    #[arg(long, value_name = "CHANNEL", allow_hyphen_values = true)]
+    after: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+}
+
+impl ChannelsArgs {
+    pub(crate) fn request(self) -> pb::ChannelsRequest {
+        let Self {
+            prefix,
+            after,
+            limit,
+        } = self;
+        pb::ChannelsRequest {
+            prefix,
+            limit,
+            after,
+        }
+    }
+}
+
+/// Which connections.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConnectionsArgs {
+    /// Only those of the worker in this slot.
+    #[arg(long, value_name = "SLOT", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
+    worker: Option<u32>,
+    /// Only those that subscribe to this channel.
+    #[arg(long, allow_hyphen_values = true)]
+    channel: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+}
+
+impl ConnectionsArgs {
+    pub(crate) fn request(self) -> pb::ConnectionsRequest {
+        pb::ConnectionsRequest {
+            worker: self.worker.unwrap_or_default(),
+            channel: self.channel,
+            limit: self.limit,
+        }
+    }
+}
+
+impl Verb {
+    /// Whether answers and errors are to be JSON.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
+            Self::Scale(args) => args.json,
+            Self::Status { output }
+            | Self::Down { output }
+            | Self::CheckConfig { output, .. }
+            | Self::PrintConfig { output, .. }
+            | Self::Kick { output, .. }
+            | Self::Disconnect { output, .. }
+            | Self::Publish { output, .. }
+            | Self::Channels { output, .. }
+            | Self::Connections { output, .. }
+            | Self::LogFilter { output, .. }
+            | Self::Token(TokenVerb::Set { output, .. } | TokenVerb::Remove { output, .. }) => {
+                output.json
+            }
+        }
+    }
 }
 
 /// What varies with each launch; everything else is in the configuration.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpArgs {
     /// Worker processes [default: one per core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,
     /// Broker processes [default: one per four workers, at least one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=BROKERS_MAX))]
     pub(crate) brokers: Option<u32>,
     #[command(flatten)]
     pub(crate) settings: SettingArgs,
+}
+
+/// How many nodes a running cluster is to have.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScaleArgs {
+    /// Worker processes. More: the accept gate gives the new ones most of the new
+    /// connections. Fewer: the highest close their clients, spread over
+    /// shutdown.timeout and so that they come back at once, and end.
+    #[arg(long, value_name = "N", required_unless_present = "brokers",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) workers: Option<u32>,
+    /// Not possible yet; says what to do instead.
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) brokers: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Flags that set a key of the configuration.
@@ -171,8 +341,9 @@ impl UpArgs {
     /// A worker's single thread is what a message costs most on, so there is one
     /// per core; one broker's thread keeps several workers busy.
     pub(crate) fn size(&self, cores: usize) -> Size {
-        let most = u32::try_from(WORKERS_MAX).expect("the limit is small");
-        let cores = u32::try_from(cores).unwrap_or(most).clamp(1, most);
+        let cores = u32::try_from(cores)
+            .unwrap_or(WORKERS_MAX)
+            .clamp(1, WORKERS_MAX);
         let workers = self.workers.unwrap_or(cores);
         let brokers = self.brokers.unwrap_or((workers / 4).max(1));
         Size { workers, brokers }
@@ -198,6 +369,25 @@ fn close_reason(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.into())
+}
+
+fn channel_name(text: &str) -> Result<String, String> {
+    match ChannelName::try_from(text) {
+        Ok(_) => Ok(text.into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn data(text: &str) -> Result<String, String> {
+    if text == STANDARD_INPUT {
+        return Ok(text.into());
+    }
+    match serde_json::from_str::<&serde_json::value::RawValue>(text) {
+        Ok(_) => Ok(text.into()),
+        Err(error) => Err(format!(
+            "the data is no JSON: {error}; a text needs its own quotes: '\"hello\"'"
+        )),
+    }
 }
 
 fn claims(text: &str) -> Result<String, String> {
@@ -286,6 +476,19 @@ mod tests {
             "orchestrator token set id [1]",
             "orchestrator token set id {",
             "orchestrator worker --slot 1",
+            "orchestrator publish lobby",
+            "orchestrator publish lobby hello",
+            "orchestrator publish lobby {",
+            "orchestrator channels --limit 0",
+            "orchestrator channels --limit 1001",
+            "orchestrator connections --worker 0",
+            "orchestrator connections --limit many",
+            "orchestrator up --json",
+            "orchestrator scale",
+            "orchestrator scale --workers 0",
+            "orchestrator scale --workers 257",
+            "orchestrator scale --workers all",
+            "orchestrator scale 3",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -304,8 +507,37 @@ mod tests {
             "orchestrator disconnect --code 4500 --8dxfuyDlYYcx5oaGkY",
             "orchestrator token set -_ {}",
             "orchestrator token remove -8",
+            "orchestrator publish lobby:7 -1.50",
+            "orchestrator publish -lobby -",
+            "orchestrator publish lobby {\"a\":1}",
+            "orchestrator channels --prefix -lobby: --limit 1000 --after -lobby:7",
+            "orchestrator connections --worker 2 --channel -a --limit 1",
+            "orchestrator log-filter",
+            "orchestrator log-filter info,muster_worker=debug",
         ] {
             assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_verb_that_answers_has_json() {
+        for verb in [
+            "status",
+            "down",
+            "check-config",
+            "print-config",
+            "kick id",
+            "disconnect id",
+            "token set id {}",
+            "token remove id",
+            "publish a 1",
+            "channels",
+            "connections",
+            "log-filter",
+        ] {
+            let cli = parse(&format!("orchestrator {verb} --json")).unwrap();
+            assert!(cli.verb.json(), "{verb}");
+            assert!(!parse(&format!("orchestrator {verb}")).unwrap().verb.json());
         }
     }
 }

@@ -2,12 +2,16 @@
 //! and obeys its decisions.
 
 mod adopt;
+mod hung;
+mod operate;
+mod scale;
 mod serve;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use muster_daemon::{
     clock,
+    config::SupervisionConfig,
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -24,7 +28,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     announce::announce,
-    calls::{Calls, Outcome},
+    calls::{Calls, Gathered, NotAsked},
     cli::Size,
     console::Console,
     control::{JoinRefused, Request},
@@ -35,7 +39,7 @@ use crate::{
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
-    supervisor::{Action, Event, Exit, Phase},
+    supervisor::{Action, Event, Exit, Phase, TURN_MAX, Turns},
     table,
 };
 
@@ -47,8 +51,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// uninterruptible sleep does.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Without anything to do, the loop still turns this often.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// What the cluster is and how it ends.
 #[derive(Debug)]
@@ -58,6 +60,9 @@ pub(crate) struct Settings {
     pub(crate) path: String,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) shutdown_timeout: Duration,
+    /// How long a publication may take before its outcome is unknown.
+    pub(crate) publish_timeout: Duration,
+    pub(crate) supervision: SupervisionConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -95,14 +100,19 @@ enum Stage {
     },
 }
 
+/// Where the outcome of a query goes; one who gave up needs none.
+type Operator = oneshot::Sender<Result<Gathered, NotAsked>>;
+
 /// Everything the orchestrator knows.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     settings: Settings,
     spawner: Spawner,
     fleet: Fleet,
+    /// Workers that the cluster is to have.
+    workers: u32,
     membership: Membership,
-    calls: Calls<oneshot::Sender<Outcome>>,
+    calls: Calls<Operator>,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
@@ -110,9 +120,8 @@ pub(crate) struct Cluster {
     service: Service,
     stage: Stage,
     failure: Option<ClusterError>,
-    /// Was whole under an earlier orchestrator.
-    is_resumed: bool,
     started: Millis,
+    turns: Turns,
     rng: SmallRng,
 }
 
@@ -125,7 +134,8 @@ impl Cluster {
         rng: SmallRng,
     ) -> Self {
         Self {
-            fleet: Fleet::new(settings.size, settings.incarnation),
+            fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
+            workers: settings.size.workers,
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -136,8 +146,8 @@ impl Cluster {
             service: Service::new(),
             stage: Stage::Starting,
             failure: None,
-            is_resumed: false,
             started: now,
+            turns: Turns::new(now),
             rng,
         }
     }
@@ -159,7 +169,7 @@ impl Cluster {
                 self.hide_table();
                 return self.failure.map_or(Ok(()), Err);
             }
-            let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
+            let wait = self.wake_at().map_or(TURN_MAX, |at| at.since(clock::now()));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
                 _ = hangup.recv() => self.hang_up(clock::now()),
@@ -173,24 +183,25 @@ impl Cluster {
                     Due::Orphans => self.reap(),
                 },
                 _ = table.tick() => self.show_table(clock::now()),
-                () = sleep(wait) => {}
+                () = sleep(wait.min(TURN_MAX)) => {}
             }
         }
     }
 
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
+        self.forgive_silence(now);
         for role in [Role::Broker, Role::Worker] {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.set_brokers_aside(now);
+        self.retire_workers();
         let tells = self.membership.time(now);
         self.tell(tells);
-        for (answer, outcome) in self.calls.time(now) {
-            // An operator that gave up needs no answer.
-            let _ = answer.send(outcome);
-        }
+        let late = self.calls.time(now);
+        operate::conclude(late);
         self.advance_stage(now);
     }
 
@@ -292,15 +303,24 @@ impl Cluster {
                 self.stop(now, Stop::Graceful);
                 let _ = answer.send(());
             }
-            Request::Client { command, answer } => self.client(now, &command, answer),
+            Request::Query {
+                request,
+                whom,
+                answer,
+            } => self.query(now, &request, whom, answer),
+            Request::Scale { workers, answer } => {
+                let _ = answer.send(self.scale(now, workers));
+            }
         }
     }
 
     fn joined(&mut self, now: Millis, node: &Joined) {
+        self.tell_log_filter(node.id);
         // Nodes that are ending need no view.
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
+            self.remind_to_drain(now, node.id);
         }
     }
 
@@ -319,16 +339,13 @@ impl Cluster {
                 if let Some(node) = self.fleet.get_mut(id) {
                     node.heartbeat(now, heartbeat);
                 }
+                self.feed(now, id, Event::Heartbeat);
             }
             Report::ViewApplied(applied) => {
                 let tells = self.membership.applied(id, applied.epoch);
                 self.tell(tells);
             }
-            Report::Client(result) => {
-                if let Some((answer, outcome)) = self.calls.answered(id.slot, &result) {
-                    let _ = answer.send(outcome);
-                }
-            }
+            Report::Reply(reply) => operate::conclude(self.calls.answered(id, reply)),
         }
     }
 
@@ -336,11 +353,7 @@ impl Cluster {
         self.fleet.leave(id);
         let tells = self.membership.left(id);
         self.tell(tells);
-        if id.role == Role::Worker {
-            for (answer, outcome) in self.calls.left(id.slot) {
-                let _ = answer.send(outcome);
-            }
-        }
+        operate::conclude(self.calls.left(id));
     }
 
     fn ended(&mut self, now: Millis, ended: Ended) {
@@ -397,6 +410,9 @@ impl Cluster {
                 self.feed(now, id, event);
             }
             Action::Terminate(life) => self.signal(id, life.pid, Number::TERM),
+            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
+            Action::Cut(life) => self.cut(id, life.pid),
+            Action::Kill { life, silent } => self.kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);
     }
@@ -407,7 +423,7 @@ impl Cluster {
         let Some(node) = self.fleet.get_mut(id) else {
             return;
         };
-        if self.stage == Stage::Starting && !self.is_resumed && node.slot.is_crash_loop() {
+        if self.stage == Stage::Starting && node.slot.is_crash_loop() {
             let exit = node.slot.last_exit().cloned().unwrap_or_default();
             self.failure = Some(ClusterError::DoesNotStart { node: id, exit });
             self.begin_end(now);
@@ -494,35 +510,6 @@ impl Cluster {
                     warn!(node = %id, "A node does not take its view.");
                     self.leave(id);
                 }
-            }
-        }
-    }
-
-    fn client(
-        &mut self,
-        now: Millis,
-        command: &pb::ClientCommand,
-        answer: oneshot::Sender<Outcome>,
-    ) {
-        let workers = self.fleet.joined(Role::Worker);
-        let id = match self.calls.begin(now, workers.clone(), answer) {
-            Ok(id) => id,
-            Err((answer, outcome)) => {
-                let _ = answer.send(outcome);
-                return;
-            }
-        };
-        for slot in workers {
-            let worker = NodeId {
-                role: Role::Worker,
-                slot,
-            };
-            let command = pb::ClientCommand {
-                id,
-                ..command.clone()
-            };
-            if !self.fleet.send(worker, Command::Client(command)) {
-                self.leave(worker);
             }
         }
     }

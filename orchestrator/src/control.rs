@@ -2,6 +2,7 @@
 //! ask here. Only the files below this one see tonic.
 
 mod client;
+mod operators;
 mod server;
 
 use muster_proto::control as pb;
@@ -9,9 +10,13 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::{
     client::{Operator, OperatorError},
+    operators::LIMIT_MAX as LIST_LIMIT_MAX,
     server::{ServeError, bind, serve},
 };
-use crate::{calls::Outcome, membership::Joined};
+use crate::{
+    calls::{Gathered, NotAsked},
+    membership::Joined,
+};
 
 /// Requests that wait for the cluster's turn; beyond it their streams are not read.
 pub(crate) const REQUESTS_CAP: usize = 1024;
@@ -45,16 +50,41 @@ pub(crate) enum Request {
     Down {
         answer: oneshot::Sender<()>,
     },
-    Client {
-        command: pb::ClientCommand,
-        answer: oneshot::Sender<Outcome>,
+    /// Something for nodes to answer.
+    Query {
+        request: pb::query::Request,
+        whom: Whom,
+        answer: oneshot::Sender<Result<Gathered, NotAsked>>,
     },
+    Scale {
+        /// Within the limits.
+        workers: u32,
+        answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
+    },
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// Every worker that is there.
+    Workers,
+    /// The worker in this slot.
+    Worker(u32),
+    /// Some worker that is ready.
+    AnyWorker,
+    /// Workers and brokers.
+    Everyone,
 }
 
 /// Why a node may not join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no such node was started here")]
 pub(crate) struct JoinRefused;
+
+/// Why the number of workers does not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster is ending")]
+pub(crate) struct ScaleRefused;
 
 #[cfg(test)]
 mod tests;

@@ -2,17 +2,21 @@
 
 mod adoption;
 mod announce;
+mod answers;
 mod calls;
 mod cli;
 mod cluster;
 mod console;
 mod control;
 mod fleet;
+mod gather;
 mod leftovers;
 mod logs;
 mod membership;
 mod node;
+mod operate;
 mod process;
+mod scale;
 mod service;
 mod spawn;
 mod state;
@@ -21,10 +25,11 @@ mod table;
 mod up;
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     ffi::CString,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
@@ -37,20 +42,29 @@ use muster_daemon::{
     exit,
     telemetry::{self, Identity, TelemetryError},
 };
-use muster_proto::control as pb;
 
 use crate::{
-    cli::{Cli, TokenVerb, Verb},
-    control::{Operator, OperatorError},
+    cli::{Cli, Verb},
+    control::OperatorError,
     node::Role,
+    operate::DataError,
+    scale::ScaleError,
     up::UpError,
 };
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    let json = cli.verb.json();
+    match run(cli) {
         Ok(()) => ExitCode::from(exit::SUCCESS),
         Err(fatal) => {
-            exit::report(&fatal);
+            if json {
+                let error = answers::error(&exit::chain(&fatal), fatal.exit_code());
+                // There is nobody left to tell when stderr is gone.
+                let _ = io::stderr().write_all(error.as_bytes());
+            } else {
+                exit::report(&fatal);
+            }
             ExitCode::from(fatal.exit_code())
         }
     }
@@ -71,6 +85,8 @@ enum Fatal {
     Up(#[from] UpError),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
     #[error("cannot run as {role}")]
     Node {
         role: Role,
@@ -80,6 +96,8 @@ enum Fatal {
     Runtime(#[source] io::Error),
     #[error("cannot print")]
     Print(#[source] io::Error),
+    #[error(transparent)]
+    Data(#[from] DataError),
 }
 
 impl Fatal {
@@ -89,9 +107,12 @@ impl Fatal {
                 exit::CONFIG
             }
             Self::Up(error) => error.exit_code(),
-            Self::Operator(_) | Self::Node { .. } | Self::Runtime(_) | Self::Print(_) => {
-                exit::FAILURE
-            }
+            Self::Operator(error) | Self::Scale(ScaleError::Operator(error)) => error.exit_code(),
+            Self::Data(_) => exit::USAGE,
+            Self::Scale(ScaleError::Brokers(_))
+            | Self::Node { .. }
+            | Self::Runtime(_)
+            | Self::Print(_) => exit::FAILURE,
         }
     }
 }
@@ -108,12 +129,14 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let loaded = load(file, &args.settings.overrides())?;
             Ok(up::up(loaded, runtime_dir, &args)?)
         }
-        Verb::CheckConfig { settings } => check_config(file, &settings.overrides()),
-        Verb::PrintConfig { defaults: true, .. } => print(&config::commented_defaults()),
-        Verb::PrintConfig { settings, .. } => {
-            let loaded = load(file, &settings.overrides())?;
-            print(&config::effective(&loaded.config, &loaded.sources))
+        Verb::CheckConfig { output, settings } => {
+            check_config(file, &settings.overrides(), output.json)
         }
+        Verb::PrintConfig {
+            defaults,
+            output,
+            settings,
+        } => print_config(file, &settings.overrides(), defaults, output.json),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orchestrator", &mut script);
@@ -122,14 +145,19 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
-        | Verb::Down
+        | Verb::Down { .. }
+        | Verb::Scale(_)
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
+        | Verb::Publish { .. }
+        | Verb::Channels { .. }
+        | Verb::Connections { .. }
+        | Verb::LogFilter { .. }
         | Verb::Token(_)) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(Fatal::Runtime)?
-            .block_on(operate(verb, runtime_dir)),
+            .block_on(operate::operate(verb, runtime_dir)),
     }
 }
 
@@ -138,17 +166,42 @@ fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigErr
 }
 
 /// Everything that `up` would refuse about the configuration, without a cluster.
-fn check_config(file: Option<&Path>, overrides: &[Override]) -> Result<(), Fatal> {
+fn check_config(file: Option<&Path>, overrides: &[Override], json: bool) -> Result<(), Fatal> {
     let Loaded { config, .. } = load(file, overrides)?;
     if config.auth.key_file.is_some() || config.auth.public_key_file.is_some() {
         auth_key::read(&config.auth)?;
     }
     descriptors::connections_allowed(&config, descriptors::raise_limit())?;
+    if json {
+        return print(&answers::config_is_fine(file));
+    }
     let file = file.map_or_else(
         || "no file, so the defaults and the environment".to_owned(),
         |file| file.display().to_string(),
     );
     print(&format!("The configuration is fine ({file}).\n"))
+}
+
+fn print_config(
+    file: Option<&Path>,
+    overrides: &[Override],
+    defaults: bool,
+    json: bool,
+) -> Result<(), Fatal> {
+    if defaults {
+        let defaults = Config::default();
+        return print(&if json {
+            config::json(&defaults, &BTreeMap::new())
+        } else {
+            config::commented_defaults()
+        });
+    }
+    let Loaded { config, sources } = load(file, overrides)?;
+    print(&if json {
+        config::json(&config, &sources)
+    } else {
+        config::effective(&config, &sources)
+    })
 }
 
 /// Plays a node's role, with the configuration that the orchestrator wrote.
@@ -176,58 +229,6 @@ fn name_process(role: Role, slot: u32) {
     let name = CString::new(format!("{role}-{slot}")).expect("the name has no zero byte");
     // Only for the eye.
     let _ = rustix::thread::set_name(&name);
-}
-
-/// The verbs that ask a running cluster.
-async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> {
-    use pb::client_command::Action;
-
-    let (mut operator, dir) = Operator::connect(runtime_dir).await?;
-    let (connection, action) = match verb {
-        Verb::Status { json } => {
-            let status = operator.status().await?;
-            let dir = dir.path().display().to_string();
-            return print(&if json {
-                table::json(&status, &dir)
-            } else {
-                table::status(&status, &dir)
-            });
-        }
-        Verb::Down => {
-            operator.down().await?;
-            drop(operator);
-            dir.wait_until_free().map_err(OperatorError::from)?;
-            let path = dir.path().display();
-            return print(&format!("The cluster at {path} has ended.\n"));
-        }
-        Verb::Kick {
-            connection,
-            channel,
-            message,
-        } => (connection, Action::Kick(pb::Kick { channel, message })),
-        Verb::Disconnect {
-            connection,
-            code,
-            reason,
-        } => {
-            let code = u32::from(code);
-            let disconnect = pb::Disconnect { code, reason };
-            (connection, Action::Disconnect(disconnect))
-        }
-        Verb::Token(TokenVerb::Set { connection, claims }) => {
-            (connection, Action::SetToken(pb::SetToken { claims }))
-        }
-        Verb::Token(TokenVerb::Remove { connection }) => {
-            (connection, Action::RemoveToken(pb::RemoveToken {}))
-        }
-        Verb::Up(_)
-        | Verb::CheckConfig { .. }
-        | Verb::PrintConfig { .. }
-        | Verb::Completions { .. }
-        | Verb::Worker(_)
-        | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
-    };
-    Ok(operator.act(connection, action).await?)
 }
 
 /// Prints an answer; a reader that has had enough (`| head`) is no error.

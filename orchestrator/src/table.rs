@@ -36,7 +36,7 @@ pub(crate) fn live(status: &pb::StatusResponse, rates: &[Rate]) -> Vec<String> {
         cells
     });
     let mut rows = vec![String::new()];
-    rows.extend(aligned(&heads, cells.collect()));
+    rows.extend(aligned(&heads, FIRST_FIGURE, cells.collect()));
     rows.push(format!(
         "ws://{}{}  up {}  view {}  Ctrl-C ends it",
         status.listen,
@@ -58,7 +58,11 @@ pub(crate) fn status(status: &pb::StatusResponse, runtime_dir: &str) -> String {
         uptime(status.uptime_ms),
         status.epoch,
     );
-    for row in aligned(&HEADS, status.nodes.iter().map(cells).collect()) {
+    for row in aligned(
+        &HEADS,
+        FIRST_FIGURE,
+        status.nodes.iter().map(cells).collect(),
+    ) {
         text.push_str(&row);
         text.push('\n');
     }
@@ -219,8 +223,8 @@ fn cells(node: &pb::NodeStatus) -> Vec<String> {
     first.into_iter().chain(figures).collect()
 }
 
-/// Two spaces between columns.
-fn aligned(heads: &[&str], cells: Vec<Vec<String>>) -> Vec<String> {
+/// Two spaces between columns; those before `first_figure` are text.
+pub(crate) fn aligned(heads: &[&str], first_figure: usize, cells: Vec<Vec<String>>) -> Vec<String> {
     let heads = heads.iter().map(|head| (*head).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(heads).chain(cells).collect();
     let columns = rows.first().map_or(0, Vec::len);
@@ -233,7 +237,7 @@ fn aligned(heads: &[&str], cells: Vec<Vec<String>>) -> Vec<String> {
         .map(|row| {
             let cells = row.iter().zip(&widths).enumerate();
             let cells = cells.map(|(column, (cell, width))| {
-                if column < FIRST_FIGURE {
+                if column < first_figure {
                     format!("{cell:<width$}")
                 } else {
                     format!("{cell:>width$}")
@@ -246,7 +250,7 @@ fn aligned(heads: &[&str], cells: Vec<Vec<String>>) -> Vec<String> {
 }
 
 /// The two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
-fn uptime(millis: u64) -> String {
+pub(crate) fn uptime(millis: u64) -> String {
     let seconds = Duration::from_millis(millis).as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {

@@ -274,6 +274,8 @@ async fn serve(
         path: config.listener.path.clone(),
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
+        publish_timeout: config.link.publish_timeout,
+        supervision: config.supervision.clone(),
         incarnation: (clock::unix_seconds() * INCARNATIONS).max(known),
         terminal: io::stderr().is_terminal(),
         table,

@@ -14,7 +14,10 @@ pub use view::{BrokerNode, View, ViewError};
 /// Version of `link.proto` that this release speaks.
 pub const LINK_VERSION: u32 = 1;
 /// Version of `control.proto` that this release speaks.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
+/// Longest message of `control.proto`: a publication of the longest that can be
+/// configured, and its envelope.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 65 << 20;
 /// Most bytes of one `WorkerBatch` or `BrokerBatch`, unless it holds a single
 /// frame.
 pub const BATCH_BYTES_MAX: usize = 64 << 10;

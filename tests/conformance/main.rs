@@ -1,6 +1,6 @@
 //! The published clients, unchanged, against whole clusters.
 
-use std::{path::PathBuf, process::Command as Program, process::Stdio};
+use std::{path::PathBuf, process::Stdio};
 
 use muster_tests::{Cluster, patience, tools};
 use serde::Deserialize;
@@ -78,7 +78,7 @@ async fn conforms(name: &str, version: u32, workers: u32) {
     if !tools::available(name, &["node", "npm"]) {
         return;
     }
-    let modules = modules();
+    let modules = tools::stock_clients();
     let cluster = Cluster::builder(workers, 2).config(CONFIG).start().await;
     let mut node = Command::new("node")
         .arg(source().join("run.mjs"))
@@ -148,22 +148,6 @@ async fn obey(cluster: &Cluster, request: Request) -> Value {
         Request::KillBroker { slot } => cluster.kill_broker(slot).await,
     }
     json!({})
-}
-
-/// Where the clients are installed, exactly as the lock file says.
-fn modules() -> PathBuf {
-    let lock = std::fs::read_to_string(source().join("package-lock.json")).expect("the lock file");
-    let dir = tools::prepared("conformance", &lock, |dir| {
-        for file in ["package.json", "package-lock.json"] {
-            std::fs::copy(source().join(file), dir.join(file)).expect("the file is copied");
-        }
-        tools::run(
-            Program::new("npm")
-                .args(["ci", "--no-audit", "--no-fund"])
-                .current_dir(dir),
-        );
-    });
-    dir.join("node_modules")
 }
 
 fn source() -> PathBuf {

@@ -13,7 +13,7 @@ use muster_tests::{Cluster, Raw, eventually, patience, status::Status};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rustix::process::Signal;
 
-use crate::{everybody_hears_everybody, on_every_worker};
+use crate::{counted, everybody_hears_everybody, on_every_worker};
 
 fn channels() -> Vec<String> {
     (0..8).map(|n| format!("channel {n}")).collect()
@@ -430,5 +430,45 @@ async fn garbage_on_a_workers_socket_harms_nobody() {
     cluster.kill_orchestrator().await;
     cluster.up_again(2, |same| same).await;
     assert!(client.is_alive().await);
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_scaled_keeps_its_size_and_goes_on_with_what_was_under_way() {
+    let mut cluster = Cluster::builder(2, 1)
+        .config("[shutdown]\ntimeout = \"4s\"")
+        .start()
+        .await;
+    let scale = cluster.verb(&["scale", "--workers", "3"]).await;
+    assert!(scale.status.success(), "{scale:?}");
+    eventually("there are three", patience(), async || {
+        match cluster.status().await? {
+            status if status.is_whole() && status.workers().len() == 3 => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+    cluster.kill_orchestrator().await;
+    cluster.up_again(4, |same| same).await;
+
+    let clients = on_every_worker(&cluster).await;
+    let before = counted(&cluster, clients.len()).await;
+    let scale = cluster.verb(&["scale", "--workers", "1"]).await;
+    assert!(scale.status.success(), "{scale:?}");
+    cluster.kill_orchestrator().await;
+    cluster.begin_up_again_with(|builder| builder.size(1, 1));
+    eventually("there is one", patience(), async || {
+        match cluster.status().await? {
+            status if status.is_whole() && status.workers().len() == 1 => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+    let after = counted(&cluster, usize::try_from(before[0]).unwrap()).await;
+    assert_eq!(after, before[..1], "the worker that stays lost nobody");
+    assert!(
+        !cluster.log().contains("Closing the connections.\""),
+        "told to go away"
+    );
     cluster.down().await;
 }

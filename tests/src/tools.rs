@@ -65,6 +65,25 @@ pub fn prepared(name: &str, version: &str, fill: impl FnOnce(&Path)) -> PathBuf 
     dir
 }
 
+/// The `node_modules` with the published clients, installed exactly as the lock
+/// file of the conformance tests says.
+///
+/// # Panics
+/// When they cannot be installed.
+pub fn stock_clients() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance");
+    let lock = fs::read_to_string(source.join("package-lock.json")).expect("the lock file");
+    let dir = prepared("conformance", &lock, |dir| {
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), dir.join(file)).expect("the file is copied");
+        }
+        run(Command::new("npm")
+            .args(["ci", "--no-audit", "--no-fund"])
+            .current_dir(dir));
+    });
+    dir.join("node_modules")
+}
+
 /// Runs a program that must succeed.
 ///
 /// # Panics

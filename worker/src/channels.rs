@@ -1,7 +1,7 @@
 //! Which connections of this worker listen to which channel, and how far the
 //! worker itself is in it (hop 5, fan-out).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use muster_daemon::config::SlowClient;
 use muster_proto::{ShardId, shard_of};
@@ -87,6 +87,40 @@ impl Channels {
     /// The name as it is kept here, if it is.
     pub(crate) fn name(&self, channel: &str) -> Option<&ChannelName> {
         self.by_name.get_key_value(channel).map(|(name, _)| name)
+    }
+
+    /// Who subscribes to a channel, confirmed or not yet.
+    pub(crate) fn members(&self, channel: &str) -> impl Iterator<Item = ConnectionKey> + '_ {
+        let channel = self.by_name.get(channel);
+        channel.into_iter().flat_map(Channel::members)
+    }
+
+    /// The first `limit` channels, by name, that begin with `prefix` and come
+    /// after `after`, each with the number of its subscriptions; and whether
+    /// there are more. A search through all of them, for operators only.
+    pub(crate) fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> (Vec<(&str, usize)>, bool) {
+        let mut first = BTreeMap::new();
+        let mut cut = false;
+        for (name, channel) in &self.by_name {
+            let name = &**name;
+            if !name.starts_with(prefix) || after.is_some_and(|after| name <= after) {
+                continue;
+            }
+            if first.len() >= limit {
+                cut = true;
+                match first.last_key_value() {
+                    Some((last, _)) if name < *last => first.pop_last(),
+                    Some(_) | None => continue,
+                };
+            }
+            first.insert(name, channel.members().count());
+        }
+        (first.into_iter().collect(), cut)
     }
 
     /// `slow_client` is asked for a channel that is new here.
@@ -269,6 +303,12 @@ impl Channels {
     }
 }
 
+impl Channel {
+    fn members(&self) -> impl Iterator<Item = ConnectionKey> + '_ {
+        self.subscribers.iter().chain(&self.waiting).copied()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,5 +454,29 @@ mod tests {
             channels.confirm("a", 2, at(7, 9), true),
             (vec![key(2)], false)
         );
+    }
+
+    #[test]
+    fn a_list_has_the_first_names_and_says_when_there_are_more() {
+        let mut channels = Channels::default();
+        for (index, raw) in ["b:3", "a:1", "b:1", "b:2", "c"].into_iter().enumerate() {
+            let index = u32::try_from(index).unwrap();
+            join(&mut channels, &name(raw), key(index));
+        }
+        join(&mut channels, &name("b:1"), key(9));
+        assert_eq!(
+            channels.list("b:", None, 2),
+            (vec![("b:1", 2), ("b:2", 1)], true)
+        );
+        assert_eq!(
+            channels.list("b:", Some("b:2"), 2),
+            (vec![("b:3", 1)], false)
+        );
+        assert_eq!(channels.list("", Some("c"), 2), (vec![], false));
+        let (all, cut) = channels.list("", None, 5);
+        assert_eq!((all.len(), cut), (5, false));
+        let members: Vec<_> = channels.members("b:1").collect();
+        assert_eq!(members, [key(2), key(9)]);
+        assert_eq!(channels.members("none").count(), 0);
     }
 }

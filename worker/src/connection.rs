@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Names a connection of this worker; never means another one later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnectionKey {
     /// Place in the table of connections.
     pub(crate) index: u32,
@@ -58,6 +58,7 @@ pub(crate) struct Connection {
     pub(crate) outbox: Outbox,
     /// Tells this connection from earlier ones at its place.
     pub(crate) serial: u32,
+    pub(crate) accepted: Millis,
     /// Is in the engine's list of connections to write to.
     pub(crate) is_dirty: bool,
     /// What epoll was last asked to watch.
@@ -129,6 +130,7 @@ impl Connection {
             unfinished: None,
             outbox: Outbox::default(),
             serial,
+            accepted,
             is_dirty: false,
             is_slow: false,
             interest: Interest {

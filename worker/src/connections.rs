@@ -83,6 +83,19 @@ impl Connections {
         })
     }
 
+    /// Those that have a session; a walk through all, for operators only.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = ConnectionKey> + '_ {
+        let mut sessions = self.slab.iter();
+        std::iter::from_fn(move || {
+            let (index, connection) =
+                sessions.find(|(_, connection)| connection.phase.session().is_some())?;
+            Some(ConnectionKey {
+                index: u32::try_from(index).expect("made by `insert`"),
+                serial: connection.serial,
+            })
+        })
+    }
+
     /// The connection will be written to at the end of the turn.
     pub(crate) fn mark_dirty(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.get(key)

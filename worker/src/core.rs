@@ -26,7 +26,7 @@ use crate::{
     connection::ConnectionKey,
     namespaces::Namespaces,
     outbox::Delivery,
-    router::{Call, LinkBroken, Publication, Router, ViewChange},
+    router::{Answer, Call, LinkBroken, Publication, Router, ViewChange, Waiter},
     stats::Stats,
 };
 
@@ -89,8 +89,17 @@ pub(crate) struct Core {
     pub(crate) stats: Stats,
     /// Subscriptions that their owner sent elsewhere; asked for again.
     retries: Vec<ChannelName>,
+    /// What operators are to be told.
+    operator_answers: Vec<OperatorAnswer>,
     /// Frames for one client, for reuse.
     out: Vec<Bytes>,
+}
+
+/// What became of an operator's publication.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OperatorAnswer {
+    pub(crate) query: u64,
+    pub(crate) result: Result<(), CallError>,
 }
 
 /// What channel names may be, and what they mean.
@@ -149,6 +158,7 @@ impl Core {
             router,
             stats: Stats::default(),
             retries: Vec::new(),
+            operator_answers: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -438,9 +448,11 @@ impl Core {
             data: data.map(|raw| Bytes::copy_from_slice(raw.get().as_bytes())),
             producer: *session.id(),
             n,
-            call: cid.map(|cid| Call {
-                connection: key,
-                cid,
+            waiter: cid.map(|cid| {
+                Waiter::Client(Call {
+                    connection: key,
+                    cid,
+                })
             }),
             accepted: now.millis,
         };
@@ -450,6 +462,21 @@ impl Core {
         } else {
             Ingress::Pause(Pause::Shard(shard))
         }
+    }
+
+    /// Routes an operator's publication; [`Self::take_operator_answers`] says
+    /// what became of it. False, and nothing is done, without room for it.
+    pub(crate) fn publish_for_operator(&mut self, publication: Publication, now: Now) -> bool {
+        if !self.router.has_room(shard_of(&*publication.channel)) {
+            return false;
+        }
+        self.stats.publications += 1;
+        self.router.publish(publication, now.millis);
+        true
+    }
+
+    pub(crate) fn take_operator_answers(&mut self) -> Vec<OperatorAnswer> {
+        std::mem::take(&mut self.operator_answers)
     }
 
     fn relay(&mut self, broker: u32, relay: &Relay, clients: &mut impl Clients) {
@@ -534,13 +561,19 @@ impl Core {
 
     fn answer_publishers(&mut self, clients: &mut impl Clients) {
         let mut out = std::mem::take(&mut self.out);
-        for answered in self.router.take_answers() {
-            let Call { connection, cid } = &answered.call;
-            out.push(match &answered.result {
-                Ok(()) => answer::success(cid),
-                Err(error) => failed(&mut self.stats, cid, error),
+        for Answer { waiter, result } in self.router.take_answers() {
+            let Call { connection, cid } = match waiter {
+                Waiter::Client(call) => call,
+                Waiter::Operator(query) => {
+                    self.operator_answers.push(OperatorAnswer { query, result });
+                    continue;
+                }
+            };
+            out.push(match &result {
+                Ok(()) => answer::success(&cid),
+                Err(error) => failed(&mut self.stats, &cid, error),
             });
-            clients.send(*connection, &mut out);
+            clients.send(connection, &mut out);
         }
         self.out = out;
     }

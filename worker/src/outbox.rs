@@ -68,7 +68,6 @@ pub(crate) enum Flush {
 
 impl Outbox {
     /// Bytes queued.
-    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -42,15 +42,16 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 /// comes before.
 const EPOCH_RETRY: Duration = Duration::from_millis(50);
 
-/// A client's publication on its way to the owner.
+/// A publication on its way to the owner.
 #[derive(Debug)]
 pub(crate) struct Publication {
     pub(crate) channel: ChannelName,
     pub(crate) data: Option<Bytes>,
+    /// Who numbers it (delivery.md A1): a client's session, or the id under
+    /// which this worker publishes for operators.
     pub(crate) producer: SessionId,
     pub(crate) n: u64,
-    /// Who waits for the answer.
-    pub(crate) call: Option<Call>,
+    pub(crate) waiter: Option<Waiter>,
     pub(crate) accepted: Millis,
 }
 
@@ -60,7 +61,15 @@ impl Publication {
     }
 }
 
-/// The call a publication came with.
+/// Who waits for the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    Client(Call),
+    /// An operator, by the id of his query.
+    Operator(u64),
+}
+
+/// The call a client's publication came with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) connection: ConnectionKey,
@@ -70,7 +79,7 @@ pub(crate) struct Call {
 /// What became of a publication whose publisher wants to know.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) call: Call,
+    pub(crate) waiter: Waiter,
     pub(crate) result: Result<(), CallError>,
 }
 
@@ -492,8 +501,8 @@ impl Router {
 
     fn settle(&mut self, shard: ShardId, publication: Publication, result: Result<(), CallError>) {
         *self.kept_bytes(shard) -= publication.bytes();
-        if let Some(call) = publication.call {
-            self.answers.push(Answer { call, result });
+        if let Some(waiter) = publication.waiter {
+            self.answers.push(Answer { waiter, result });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Config, Namespace, SECTIONS, Source, load::namespace_key, namespace};
@@ -87,6 +88,60 @@ pub fn effective(config: &Config, sources: &BTreeMap<String, Source>) -> String 
         }
     }
     text
+}
+
+/// Every setting with its value, where that came from, and its documentation,
+/// for programs.
+#[must_use]
+pub fn json(config: &Config, sources: &BTreeMap<String, Source>) -> String {
+    #[derive(Serialize)]
+    struct Setting<'a> {
+        key: String,
+        /// Null: not set.
+        value: Option<&'a Value>,
+        source: String,
+        doc: String,
+    }
+    #[derive(Serialize)]
+    struct Own<'a> {
+        #[serde(flatten)]
+        namespace: &'a Namespace,
+        source: String,
+    }
+    #[derive(Serialize)]
+    struct Settings<'a> {
+        settings: Vec<Setting<'a>>,
+        namespaces: Vec<Own<'a>>,
+    }
+    let source = |name: &str| {
+        let source = sources.get(name);
+        source.map_or_else(|| "default".to_owned(), ToString::to_string)
+    };
+    let values = values(config);
+    let keys = SECTIONS
+        .iter()
+        .flat_map(|section| section.keys.iter().map(move |key| (section, key)));
+    let settings = keys.map(|(section, key)| {
+        let name = format!("{}.{}", section.name, key.name);
+        let doc: Vec<_> = key.doc.iter().map(|line| line.trim()).collect();
+        Setting {
+            value: value_of(&values, section.name, key.name),
+            source: source(&name),
+            doc: doc.join(" "),
+            key: name,
+        }
+    });
+    let namespaces = config.namespace.iter().enumerate();
+    let namespaces = namespaces.map(|(index, namespace)| Own {
+        namespace,
+        source: source(&namespace_key(index)),
+    });
+    let settings = Settings {
+        settings: settings.collect(),
+        namespaces: namespaces.collect(),
+    };
+    let json = serde_json::to_string_pretty(&settings);
+    json.expect("TOML's own types are always JSON") + "\n"
 }
 
 impl Config {

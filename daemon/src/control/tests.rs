@@ -3,7 +3,7 @@
 use std::{path::Path, pin::Pin};
 
 use muster_proto::control::{
-    ClientResult, Heartbeat, Role, View,
+    Heartbeat, Role, View,
     nodes_server::{Nodes, NodesServer},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
@@ -143,7 +143,7 @@ async fn after_a_restart_of_the_orchestrator_the_node_repeats_what_counts() {
 
     // Reported while nobody listens.
     handle.reports.send(Report::Ready(Ready {})).await.unwrap();
-    let late = Report::Client(ClientResult::default());
+    let late = Report::Reply(Reply::default());
     handle.reports.send(late).await.unwrap();
 
     let mut orchestrator = Orchestrator::start(&socket);

@@ -7,12 +7,15 @@ use muster_wire::Millis;
 use rustix::process::Signal;
 use tracing::info;
 
-use super::{Cluster, signal};
+use super::{Cluster, Stage, WORKER_GRACE, signal};
 use crate::{
     adoption::{Adopted, Adoption},
+    announce::announce,
+    cli::Size,
     node::NodeId,
+    process::Process,
     state::{LifeState, State},
-    supervisor::{Life, Slot},
+    supervisor::Life,
 };
 
 impl Cluster {
@@ -23,31 +26,36 @@ impl Cluster {
         let brokers = self.settings.size.brokers;
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
-        self.is_resumed = true;
-        // Its clients never noticed, so neither need the manager wait.
-        self.service.ready();
         for (id, Adopted { life, process }) in nodes {
-            let LifeState {
-                incarnation,
-                pid,
-                born,
-                restarts,
-                ..
-            } = life;
-            let slot = Slot::adopted(
-                self.settings.incarnation,
-                Life { incarnation, pid },
-                restarts,
-                now,
-            );
-            if self.fleet.adopt(id, slot, born.min(now)) {
-                info!(node = %id, pid, "Node taken over.");
-                let process = Arc::new(process);
-                self.adopted.insert(id, Arc::clone(&process));
-                let attended = self.spawner.attend_adopted(id, incarnation, process);
-                self.children.spawn(attended);
-            }
+            self.adopt_node(now, id, &life, Arc::new(process));
         }
+        // It was whole once, and its clients have noticed nothing.
+        self.stage = Stage::Running;
+        announce(&self.settings);
+        self.service.ready();
+    }
+
+    fn adopt_node(&mut self, now: Millis, id: NodeId, life: &LifeState, process: Arc<Process>) {
+        let LifeState {
+            incarnation, pid, ..
+        } = *life;
+        // It is not among the slots if it was being scaled away.
+        let is_leaving = self.fleet.add(id);
+        let Some(node) = self.fleet.get_mut(id) else {
+            return;
+        };
+        node.born = life.born.min(now);
+        let adopted = Life { incarnation, pid };
+        if is_leaving {
+            let until = now + self.settings.shutdown_timeout + WORKER_GRACE;
+            node.slot.adopt_draining(adopted, until);
+        } else {
+            node.slot.adopt(now, adopted, life.restarts);
+        }
+        info!(node = %id, pid, "Node taken over.");
+        self.adopted.insert(id, Arc::clone(&process));
+        let attended = self.spawner.attend_adopted(id, incarnation, process);
+        self.children.spawn(attended);
     }
 
     /// Writes down what the next orchestrator needs, if that has changed.
@@ -69,7 +77,10 @@ impl Cluster {
         let state = State {
             incarnation: highest.unwrap_or(0).max(self.settings.incarnation),
             started: self.started,
-            size: self.settings.size,
+            size: Size {
+                workers: self.workers,
+                ..self.settings.size
+            },
             lives,
             view: self.membership.view().clone(),
         };

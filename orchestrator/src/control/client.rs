@@ -1,11 +1,18 @@
-//! The asking side: what `status`, `down` and the client verbs use.
+//! The asking side: what the verbs of the command line use.
 
-use std::{io, path::PathBuf};
+use std::{error::Error as _, io, path::PathBuf};
 
-use muster_daemon::runtime_dir::{self, RuntimeDir, RuntimeDirError};
+use bytes::Bytes;
+use muster_daemon::{
+    exit,
+    runtime_dir::{self, RuntimeDir, RuntimeDirError},
+};
 use muster_proto::control::{self as pb, client_command::Action, operator_client::OperatorClient};
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 /// Why an operator got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,26 @@ pub(crate) enum OperatorError {
     UnknownConnection(String),
     #[error("the worker refused: {0}")]
     Client(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the outcome is unknown: {0}")]
+    OutcomeUnknown(String),
+}
+
+impl OperatorError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotRunning { .. }
+            | Self::Reach { .. }
+            | Self::Connect(_)
+            | Self::RuntimeDir(_)
+            | Self::Refused(_)
+            | Self::UnknownConnection(_)
+            | Self::Client(_) => exit::FAILURE,
+            Self::Invalid(_) => exit::USAGE,
+            Self::OutcomeUnknown(_) => exit::OUTCOME_UNKNOWN,
+        }
+    }
 }
 
 /// A running cluster's operator service.
@@ -86,6 +113,12 @@ impl Operator {
         answer.map(|_| ()).map_err(refused)
     }
 
+    /// Begins to change the number of workers.
+    pub(crate) async fn scale(&mut self, workers: u32) -> Result<pb::ScaleResponse, OperatorError> {
+        let answer = self.client.scale(pb::ScaleRequest { workers }).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
     /// Has something done to one client.
     pub(crate) async fn act(
         &mut self,
@@ -93,17 +126,54 @@ impl Operator {
         action: Action,
     ) -> Result<(), OperatorError> {
         let command = pb::ClientCommand {
-            id: 0,
             connection: connection.clone(),
             action: Some(action),
         };
         let result = self.client.client(command).await.map_err(refused)?;
-        let pb::ClientResult { found, error, .. } = result.into_inner();
+        let pb::ClientResult { found, error } = result.into_inner();
         match (found, error.as_str()) {
             (false, _) => Err(OperatorError::UnknownConnection(connection)),
             (true, "") => Ok(()),
             (true, _) => Err(OperatorError::Client(error)),
         }
+    }
+
+    pub(crate) async fn publish(
+        &mut self,
+        channel: String,
+        data: Bytes,
+    ) -> Result<(), OperatorError> {
+        let request = pb::PublishRequest { channel, data };
+        let answer = self.client.publish(request).await;
+        answer.map(|_| ()).map_err(refused)
+    }
+
+    pub(crate) async fn channels(
+        &mut self,
+        request: pb::ChannelsRequest,
+    ) -> Result<pb::ChannelsResponse, OperatorError> {
+        let answer = self.client.channels(request).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
+    pub(crate) async fn connections(
+        &mut self,
+        request: pb::ConnectionsRequest,
+    ) -> Result<pb::ConnectionsResponse, OperatorError> {
+        let answer = self.client.connections(request).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
+    /// Changes the log filter, or only asks for it.
+    pub(crate) async fn log_filter(
+        &mut self,
+        filter: Option<String>,
+    ) -> Result<pb::LogFilterResponse, OperatorError> {
+        let answer = self
+            .client
+            .log_filter(pb::LogFilterRequest { filter })
+            .await;
+        Ok(answer.map_err(refused)?.into_inner())
     }
 }
 
@@ -112,10 +182,20 @@ impl Operator {
     reason = "it maps an error, which is passed by value"
 )]
 fn refused(status: tonic::Status) -> OperatorError {
-    let message = status.message();
-    OperatorError::Refused(if message.is_empty() {
-        status.code().description().to_owned()
-    } else {
-        message.to_owned()
-    })
+    let message = match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
+    };
+    if status.source().is_some() {
+        // Not the orchestrator's answer but the end of the connection: whether it
+        // had done it by then, nobody knows.
+        return OperatorError::OutcomeUnknown(format!("lost the orchestrator: {message}"));
+    }
+    if status.code() == Code::DeadlineExceeded {
+        return OperatorError::OutcomeUnknown(message);
+    }
+    if status.code() == Code::InvalidArgument {
+        return OperatorError::Invalid(message);
+    }
+    OperatorError::Refused(message)
 }

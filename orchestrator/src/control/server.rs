@@ -15,7 +15,7 @@ use std::{
 };
 
 use muster_proto::{
-    CONTROL_VERSION,
+    CONTROL_MESSAGE_BYTES_MAX, CONTROL_VERSION,
     control::{
         self as pb, node_report::Report, nodes_server::NodesServer, operator_server::OperatorServer,
     },
@@ -40,7 +40,6 @@ use tracing::debug;
 
 use super::{COMMANDS_CAP, JoinRefused, Request};
 use crate::{
-    calls::Outcome,
     membership::Joined,
     node::{NodeId, Role},
 };
@@ -83,7 +82,7 @@ pub(crate) async fn serve(
     };
     let both = Both {
         nodes: NodesServer::new(service.clone()),
-        operator: OperatorServer::new(service),
+        operator: OperatorServer::new(service).max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX),
     };
     let connections = UnixListenerStream::new(listener);
     let served = Server::builder().serve_with_incoming(both, connections);
@@ -118,7 +117,7 @@ impl Service<http::Request<Body>> for Both {
 }
 
 #[derive(Debug, Clone)]
-struct Control {
+pub(super) struct Control {
     requests: mpsc::Sender<Request>,
     /// Streams opened so far.
     streams: Arc<AtomicU64>,
@@ -126,17 +125,20 @@ struct Control {
 
 impl Control {
     /// Sends a request and waits for its answer.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
-        let ending = |()| Status::unavailable("the cluster is ending");
         self.requests
             .send(request(answer))
             .await
-            .map_err(|_| ending(()))?;
-        answered.await.map_err(|_| ending(()))
+            .map_err(|_| Status::unavailable("the cluster is ending"))?;
+        answered.await.map_err(|_| {
+            Status::deadline_exceeded(
+                "the cluster ended before it answered: the outcome is unknown",
+            )
+        })
     }
 }
 
@@ -237,54 +239,4 @@ fn joined(hello: pb::Hello) -> Result<Joined, Status> {
         address: hello.address,
         epoch: hello.epoch,
     })
-}
-
-#[async_trait]
-impl pb::operator_server::Operator for Control {
-    async fn status(
-        &self,
-        _: tonic::Request<pb::StatusRequest>,
-    ) -> Result<Response<pb::StatusResponse>, Status> {
-        let status = self.ask(|answer| Request::Status { answer }).await?;
-        Ok(Response::new(status))
-    }
-
-    async fn down(
-        &self,
-        _: tonic::Request<pb::DownRequest>,
-    ) -> Result<Response<pb::DownResponse>, Status> {
-        self.ask(|answer| Request::Down { answer }).await?;
-        Ok(Response::new(pb::DownResponse {}))
-    }
-
-    async fn client(
-        &self,
-        request: tonic::Request<pb::ClientCommand>,
-    ) -> Result<Response<pb::ClientResult>, Status> {
-        let command = request.into_inner();
-        if command.action.is_none() {
-            return Err(Status::invalid_argument(
-                "no action that this release knows",
-            ));
-        }
-        let id = command.id;
-        let result = |found, error| Ok(Response::new(pb::ClientResult { id, found, error }));
-        match self
-            .ask(|answer| Request::Client { command, answer })
-            .await?
-        {
-            Outcome::Done => result(true, String::new()),
-            Outcome::Refused(reason) => result(true, reason),
-            Outcome::Unknown => result(false, String::new()),
-            Outcome::NoAnswer { workers: 0 } => {
-                Err(Status::unavailable("no worker is ready: try again"))
-            }
-            Outcome::NoAnswer { workers } => Err(Status::deadline_exceeded(format!(
-                "{workers} workers did not answer, the others do not know the connection: try again"
-            ))),
-            Outcome::Busy => Err(Status::resource_exhausted(
-                "too many commands at once: try again",
-            )),
-        }
-    }
 }

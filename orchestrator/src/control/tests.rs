@@ -4,19 +4,24 @@ use std::path::PathBuf;
 
 use muster_daemon::{
     control::{ControlHandle, control},
+    exit,
     runtime_dir::RuntimeDir,
 };
 use muster_proto::{
     CONTROL_VERSION,
     control::{
-        Hello, Kick, Ready, StatusResponse, View, client_command::Action, node_command::Command,
-        node_report::Report,
+        ClientResult, Hello, Kick, PublishResult, Ready, StatusResponse, View,
+        client_command::Action, node_command::Command, node_report::Report,
+        publish_result::Outcome, query::Request as Query,
     },
 };
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::node::{NodeId, Role};
+use crate::{
+    gather::Gather,
+    node::{NodeId, Role},
+};
 
 /// A served socket; requests are answered by the test.
 struct Served {
@@ -124,7 +129,8 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             Request::Report { .. }
             | Request::Status { .. }
             | Request::Down { .. }
-            | Request::Client { .. } => {}
+            | Request::Query { .. }
+            | Request::Scale { .. } => {}
         }
     }
     assert!(left, "the earlier stream ended first");
@@ -173,34 +179,72 @@ async fn an_operator_gets_the_status_that_the_cluster_answers() {
     assert_eq!(asked.await.unwrap().unwrap(), status);
 }
 
+/// Answers the next query, which must be for `whom`.
+async fn answer_query(
+    served: &mut Served,
+    whom: Whom,
+    outcome: Result<Gathered, NotAsked>,
+) -> Query {
+    let Request::Query {
+        request,
+        whom: asked,
+        answer,
+    } = served.request().await
+    else {
+        panic!("nodes were asked");
+    };
+    assert_eq!(asked, whom);
+    answer.send(outcome).unwrap();
+    request
+}
+
+/// What was gathered without the workers in these slots.
+fn gathered(answers: Gather, silent: &[u32]) -> Result<Gathered, NotAsked> {
+    let role = Role::Worker;
+    let silent = silent.iter().map(|slot| NodeId { role, slot: *slot });
+    let silent = silent.collect();
+    Ok(Gathered { answers, silent })
+}
+
 #[tokio::test]
 async fn every_outcome_of_a_command_has_its_own_message() {
     let mut served = Served::start();
+    let found = |error: &str| {
+        Gather::Client(Some(ClientResult {
+            found: true,
+            error: error.into(),
+        }))
+    };
     for (outcome, message) in [
-        (Outcome::Done, None),
+        (gathered(found(""), &[]), None),
         (
-            Outcome::Refused("no such channel".into()),
+            gathered(found("no such channel"), &[]),
             Some("the worker refused: no such channel"),
         ),
-        (Outcome::Unknown, Some("no client has the session id abc")),
         (
-            Outcome::NoAnswer { workers: 0 },
+            gathered(Gather::Client(None), &[]),
+            Some("no client has the session id abc"),
+        ),
+        (
+            Err(NotAsked::NotReady),
             Some("no worker is ready: try again"),
         ),
         (
-            Outcome::NoAnswer { workers: 2 },
-            Some("2 workers did not answer"),
+            gathered(Gather::Client(None), &[1, 2]),
+            Some("the outcome is unknown: 2 workers did not answer"),
         ),
-        (Outcome::Busy, Some("too many commands at once: try again")),
+        (
+            Err(NotAsked::Busy),
+            Some("too many commands at once: try again"),
+        ),
     ] {
         let mut operator = served.operator().await;
         let kick = Action::Kick(Kick::default());
         let asked = tokio::spawn(async move { operator.act("abc".into(), kick).await });
-        let Request::Client { command, answer } = served.request().await else {
+        let Query::Client(command) = answer_query(&mut served, Whom::Workers, outcome).await else {
             panic!("a command was given");
         };
         assert_eq!(command.connection, "abc");
-        answer.send(outcome).unwrap();
         match (asked.await.unwrap(), message) {
             (Ok(()), None) => {}
             (Err(error), Some(message)) => {
@@ -210,6 +254,105 @@ async fn every_outcome_of_a_command_has_its_own_message() {
             (result, message) => panic!("{result:?} instead of {message:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn an_operator_learns_whether_a_publication_may_still_arrive() {
+    let mut served = Served::start();
+    let result = |outcome: Outcome| {
+        Gather::Publish(Some(PublishResult {
+            outcome: outcome.into(),
+            message: "why".into(),
+        }))
+    };
+    for (outcome, exit_code) in [
+        (gathered(result(Outcome::Published), &[]), exit::SUCCESS),
+        (gathered(result(Outcome::Refused), &[]), exit::FAILURE),
+        (gathered(result(Outcome::Invalid), &[]), exit::USAGE),
+        (
+            gathered(result(Outcome::Unknown), &[]),
+            exit::OUTCOME_UNKNOWN,
+        ),
+        (gathered(Gather::Publish(None), &[1]), exit::OUTCOME_UNKNOWN),
+        (Err(NotAsked::NotReady), exit::FAILURE),
+    ] {
+        let mut operator = served.operator().await;
+        let data = "1".into();
+        let asked = tokio::spawn(async move { operator.publish("a".into(), data).await });
+        answer_query(&mut served, Whom::AnyWorker, outcome.clone()).await;
+        let code = asked
+            .await
+            .unwrap()
+            .map_or_else(|error| error.exit_code(), |()| exit::SUCCESS);
+        assert_eq!(code, exit_code, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_orchestrator_that_goes_while_it_is_asked_leaves_the_outcome_unknown() {
+    let mut served = Served::start();
+    let mut operator = served.operator().await;
+    let asked = tokio::spawn(async move { operator.publish("a".into(), "1".into()).await });
+    served.request().await;
+    served.tasks.shutdown().await;
+    let error = asked.await.unwrap().unwrap_err();
+    assert_eq!(error.exit_code(), exit::OUTCOME_UNKNOWN, "{error}");
+}
+
+#[tokio::test]
+async fn lists_are_as_long_as_they_may_be_and_name_who_was_silent() {
+    let mut served = Served::start();
+    for (limit, asked_for) in [(0, 100), (1, 1), (LIST_LIMIT_MAX, LIST_LIMIT_MAX)] {
+        let mut operator = served.operator().await;
+        let request = pb::ConnectionsRequest {
+            worker: 7,
+            limit,
+            ..pb::ConnectionsRequest::default()
+        };
+        let expected = pb::ConnectionsRequest {
+            limit: asked_for,
+            ..request.clone()
+        };
+        let nothing = Gather::of(&Query::Connections(expected.clone()));
+        let asked = tokio::spawn(async move { operator.connections(request).await });
+        let query = answer_query(&mut served, Whom::Worker(7), gathered(nothing, &[7])).await;
+        assert_eq!(query, Query::Connections(expected));
+        assert_eq!(asked.await.unwrap().unwrap().silent, ["worker-7"]);
+    }
+    let mut operator = served.operator().await;
+    let request = pb::ChannelsRequest {
+        limit: LIST_LIMIT_MAX + 1,
+        ..pb::ChannelsRequest::default()
+    };
+    let error = operator.channels(request).await.unwrap_err();
+    assert_eq!(error.exit_code(), exit::USAGE, "{error}");
+    let asked = tokio::spawn(async move {
+        let request = pb::ConnectionsRequest::default();
+        operator.connections(request).await
+    });
+    let nobody = Err(NotAsked::NoWorker { slot: 9 });
+    answer_query(&mut served, Whom::Workers, nobody).await;
+    let error = asked.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("no worker in slot 9"), "{error}");
+}
+
+#[tokio::test]
+async fn a_number_of_workers_outside_the_limits_is_refused_before_the_cluster_hears_of_it() {
+    let mut served = Served::start();
+    let mut operator = served.operator().await;
+    for workers in [0, 257, u32::MAX] {
+        let error = operator.scale(workers).await.unwrap_err().to_string();
+        let message = format!("a cluster has 1 to 256 workers, not {workers}");
+        assert_eq!(error, message);
+    }
+    let asked = tokio::spawn(async move { operator.scale(256).await });
+    let Request::Scale { workers, answer } = served.request().await else {
+        panic!("the cluster is to be scaled");
+    };
+    assert_eq!(workers, 256);
+    answer.send(Err(ScaleRefused)).unwrap();
+    let error = asked.await.unwrap().unwrap_err().to_string();
+    assert_eq!(error, "the cluster is ending");
 }
 
 #[tokio::test]

@@ -21,8 +21,8 @@ use muster_wire::{Millis, close::CloseCode, session::Session};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
-use self::cluster::Links;
-pub(crate) use self::lifecycle::Drain;
+pub(crate) use self::lifecycle::{Drain, Pace};
+use self::{cluster::Links, operate::Operators};
 use crate::{
     addresses::Addresses,
     connection::{Admission, Connection, ConnectionKey, Interest, Phase},
@@ -67,6 +67,7 @@ pub(crate) struct Engine {
     accepting: Accepting,
     gate: Option<Gate>,
     links: Links,
+    operators: Operators,
     wheel: Wheel,
     now: Now,
     rng: StdRng,
@@ -104,7 +105,7 @@ impl Engine {
         gate: Option<Gate>,
         link_events: mpsc::Sender<LinkEvent>,
         now: Now,
-        rng: StdRng,
+        mut rng: StdRng,
     ) -> std::io::Result<Self> {
         Ok(Self {
             connections: Connections::new(settings.outbox_bytes_max),
@@ -117,6 +118,7 @@ impl Engine {
             accepting: Accepting::No,
             gate,
             links: Links::new(link_events),
+            operators: Operators::new(&mut rng),
             wheel: Wheel::new(now.millis),
             now,
             rng,

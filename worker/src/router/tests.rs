@@ -108,13 +108,13 @@ impl Cluster {
             data: None,
             producer,
             n: *n,
-            call: Some(Call {
+            waiter: Some(Waiter::Client(Call {
                 connection: ConnectionKey {
                     index: client,
                     serial: 0,
                 },
                 cid: CallId::from_json(&cid.to_string()).unwrap(),
-            }),
+            })),
             accepted: self.now,
         };
         self.published.insert((producer, *n), self.now);
@@ -270,7 +270,10 @@ impl Cluster {
     }
 
     fn take_answers(&mut self) {
-        for Answer { call, result } in self.router.take_answers() {
+        for Answer { waiter, result } in self.router.take_answers() {
+            let Waiter::Client(call) = waiter else {
+                panic!("no operator published: {waiter:?}");
+            };
             let cid = call.cid.to_string().parse().unwrap();
             assert_eq!(
                 self.answered.insert(cid, result.is_ok()),
@@ -388,7 +391,7 @@ fn a_full_window_closes_for_its_broker_only_and_opens_with_acks() {
             data: Some(Bytes::from_static(&[b'1'; 100])),
             producer: SessionId::from_random([0; 15]),
             n,
-            call: None,
+            waiter: None,
             accepted: cluster.now,
         };
         cluster.router.publish(publication, cluster.now);
@@ -411,7 +414,7 @@ fn a_batch_is_at_most_64_kib_or_one_frame() {
             data: Some(Bytes::from(vec![b'1'; len])),
             producer: SessionId::from_random([0; 15]),
             n,
-            call: None,
+            waiter: None,
             accepted: cluster.now,
         };
         cluster.router.publish(publication, cluster.now);

@@ -1,0 +1,207 @@
+//! What operators are answered.
+
+use std::collections::BTreeSet;
+
+use muster_daemon::{exit::chain, telemetry};
+use muster_proto::control::{
+    self as pb, operator_server::Operator, publish_result::Outcome, query::Request as Query,
+};
+use tonic::{Response, Status, codegen::async_trait};
+
+use super::{Request, ScaleRefused, Whom, server::Control};
+use crate::{
+    calls::{Gathered, NotAsked},
+    cli::WORKERS_MAX,
+    gather::Gather,
+    node::NodeId,
+};
+
+/// Entries of a list when an operator does not say how many.
+const LIMIT_DEFAULT: u32 = 100;
+/// Most entries of a list: with the longest names far below what one message
+/// may have.
+pub(crate) const LIMIT_MAX: u32 = 1000;
+
+impl Control {
+    async fn query(&self, request: Query, whom: Whom) -> Result<Gathered, Status> {
+        let asked = self.ask(|answer| Request::Query {
+            request,
+            whom,
+            answer,
+        });
+        asked.await?.map_err(|not_asked| match not_asked {
+            NotAsked::NotReady => {
+                Status::unavailable("no worker is ready: try again, or see `status`")
+            }
+            NotAsked::NoWorker { slot } => Status::not_found(format!(
+                "there is no worker in slot {slot}: `status` lists those there are"
+            )),
+            NotAsked::Busy => Status::resource_exhausted("too many commands at once: try again"),
+        })
+    }
+}
+
+#[async_trait]
+impl Operator for Control {
+    async fn status(
+        &self,
+        _: tonic::Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let status = self.ask(|answer| Request::Status { answer }).await?;
+        Ok(Response::new(status))
+    }
+
+    async fn down(
+        &self,
+        _: tonic::Request<pb::DownRequest>,
+    ) -> Result<Response<pb::DownResponse>, Status> {
+        self.ask(|answer| Request::Down { answer }).await?;
+        Ok(Response::new(pb::DownResponse {}))
+    }
+
+    async fn client(
+        &self,
+        request: tonic::Request<pb::ClientCommand>,
+    ) -> Result<Response<pb::ClientResult>, Status> {
+        let command = request.into_inner();
+        if command.action.is_none() {
+            return Err(Status::invalid_argument(
+                "no action that this release knows",
+            ));
+        }
+        let gathered = self.query(Query::Client(command), Whom::Workers).await?;
+        let Gather::Client(result) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        match (result, gathered.silent.len()) {
+            (Some(result), _) => Ok(Response::new(result)),
+            (None, 0) => Ok(Response::new(pb::ClientResult::default())),
+            (None, workers) => Err(Status::deadline_exceeded(format!(
+                "{workers} workers did not answer, the others do not know the connection: try again"
+            ))),
+        }
+    }
+
+    async fn publish(
+        &self,
+        request: tonic::Request<pb::PublishRequest>,
+    ) -> Result<Response<pb::PublishResponse>, Status> {
+        let query = Query::Publish(request.into_inner());
+        let gathered = self.query(query, Whom::AnyWorker).await?;
+        let Gather::Publish(result) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        let Some(result) = result else {
+            return Err(Status::deadline_exceeded(
+                "the worker that was to publish it did not answer: the publication may or may not be \
+                 delivered",
+            ));
+        };
+        let message = result.message.clone();
+        match result.outcome() {
+            Outcome::Published => Ok(Response::new(pb::PublishResponse {})),
+            Outcome::Refused => Err(Status::resource_exhausted(message)),
+            Outcome::Invalid => Err(Status::invalid_argument(message)),
+            Outcome::Unknown | Outcome::Unspecified => Err(Status::deadline_exceeded(message)),
+        }
+    }
+
+    async fn channels(
+        &self,
+        request: tonic::Request<pb::ChannelsRequest>,
+    ) -> Result<Response<pb::ChannelsResponse>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit)?;
+        let gathered = self.query(Query::Channels(request), Whom::Workers).await?;
+        let Gather::Channels(channels) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        let (channels, cut) = channels.into_list();
+        Ok(Response::new(pb::ChannelsResponse {
+            channels,
+            cut,
+            silent: names(&gathered.silent),
+        }))
+    }
+
+    async fn connections(
+        &self,
+        request: tonic::Request<pb::ConnectionsRequest>,
+    ) -> Result<Response<pb::ConnectionsResponse>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit)?;
+        let whom = match request.worker {
+            0 => Whom::Workers,
+            slot => Whom::Worker(slot),
+        };
+        let gathered = self.query(Query::Connections(request), whom).await?;
+        let Gather::Connections(connections) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        let (connections, cut, workers) = connections.into_list();
+        Ok(Response::new(pb::ConnectionsResponse {
+            connections,
+            cut,
+            silent: names(&gathered.silent),
+            workers,
+        }))
+    }
+
+    async fn log_filter(
+        &self,
+        request: tonic::Request<pb::LogFilterRequest>,
+    ) -> Result<Response<pb::LogFilterResponse>, Status> {
+        let mut silent = Vec::new();
+        if let Some(filter) = &request.get_ref().filter {
+            // What does not make sense here makes none for any node.
+            telemetry::set_filter(filter)
+                .map_err(|error| Status::invalid_argument(chain(&error)))?;
+            let query = Query::LogFilter(request.into_inner());
+            let gathered = self.query(query, Whom::Everyone).await?;
+            let Gather::LogFilter(refused) = gathered.answers else {
+                return Err(mixed_up());
+            };
+            silent = names(&(&gathered.silent | &refused));
+        }
+        Ok(Response::new(pb::LogFilterResponse {
+            filter: telemetry::filter(),
+            silent,
+        }))
+    }
+
+    async fn scale(
+        &self,
+        request: tonic::Request<pb::ScaleRequest>,
+    ) -> Result<Response<pb::ScaleResponse>, Status> {
+        let workers = request.into_inner().workers;
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(Status::invalid_argument(format!(
+                "a cluster has 1 to {WORKERS_MAX} workers, not {workers}"
+            )));
+        }
+        let scaled = self
+            .ask(|answer| Request::Scale { workers, answer })
+            .await?;
+        let refused = |refused: ScaleRefused| Status::failed_precondition(refused.to_string());
+        scaled.map(Response::new).map_err(refused)
+    }
+}
+
+fn limit(asked: u32) -> Result<u32, Status> {
+    match asked {
+        0 => Ok(LIMIT_DEFAULT),
+        1..=LIMIT_MAX => Ok(asked),
+        _ => Err(Status::invalid_argument(format!(
+            "the limit is 1 to {LIMIT_MAX}, not {asked}"
+        ))),
+    }
+}
+
+fn names(nodes: &BTreeSet<NodeId>) -> Vec<String> {
+    nodes.iter().map(ToString::to_string).collect()
+}
+
+/// Cannot happen: what is gathered is what was asked for.
+fn mixed_up() -> Status {
+    Status::internal("the answers belong to another query: report this")
+}

@@ -307,7 +307,7 @@ async fn ctrl_c_and_a_second_signal_end_nodes_that_were_taken_over() {
         clients.push(Raw::connect(&cluster.url()).await);
     }
     cluster.signal(Signal::TERM);
-    clients[0].closed().await;
+    logged(&cluster, "Closing the connections.").await;
     cluster.signal(Signal::TERM);
     cluster.ended().await;
     assert_eq!(cluster.left_behind(), Vec::<String>::new());

@@ -120,7 +120,8 @@ async fn under_chaos_only_clients_of_dead_workers_and_publications_around_dead_b
     tools::say(&text);
     assert!(
         course.problems.is_empty() && verdict.problems.is_empty(),
-        "{text}"
+        "the report above has PROBLEMs; replay with MUSTER_TEST_SEED={}",
+        setup.seed
     );
     assert!(!cluster.log().contains("Panicked"), "a node panicked");
     eventually("the cluster is whole", patience(), async || {
@@ -136,7 +137,8 @@ async fn under_chaos_only_clients_of_dead_workers_and_publications_around_dead_b
     let expected = setup.rate * setup.duration.as_secs_f64();
     let published = u32::try_from(verdict.published).expect("a small number");
     assert!(f64::from(published) > expected / 3.0, "{text}");
-    assert!(verdict.acknowledged * 10 > verdict.published * 9, "{text}");
+    // The clients of a worker that hangs go on publishing until it is replaced.
+    assert!(verdict.acknowledged * 4 > verdict.published * 3, "{text}");
     assert!(verdict.due > verdict.acknowledged, "{text}");
     cluster.down().await;
 }

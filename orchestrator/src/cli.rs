@@ -83,6 +83,9 @@ pub(crate) enum Verb {
     /// Set or remove a client's authentication token.
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Measure the running cluster, or any SocketCluster server, and account for
+    /// every publication.
+    Bench(Box<muster_bench::Options>),
     /// Be a worker; the orchestrator starts these.
     #[command(hide = true)]
     Worker(NodeArgs),

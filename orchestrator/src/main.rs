@@ -25,6 +25,7 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser as _};
+use muster_bench::{BenchError, Place};
 use muster_daemon::{
     Config, NodeArgs,
     auth_key::{self, AuthKeyError},
@@ -67,6 +68,8 @@ enum Fatal {
     Up(#[from] UpError),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     #[error("cannot run as {role}")]
     Node {
         role: Role,
@@ -85,9 +88,11 @@ impl Fatal {
                 exit::CONFIG
             }
             Self::Up(error) => error.exit_code(),
-            Self::Operator(_) | Self::Node { .. } | Self::Runtime(_) | Self::Print(_) => {
-                exit::FAILURE
-            }
+            Self::Operator(_)
+            | Self::Bench(_)
+            | Self::Node { .. }
+            | Self::Runtime(_)
+            | Self::Print(_) => exit::FAILURE,
         }
     }
 }
@@ -115,6 +120,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             clap_complete::generate(shell, &mut Cli::command(), "orchestrator", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
+        Verb::Bench(options) => bench(&options, runtime_dir),
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
@@ -127,6 +133,16 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             .map_err(Fatal::Runtime)?
             .block_on(operate(verb, runtime_dir)),
     }
+}
+
+/// Measures the cluster of the runtime directory, or whatever the options name.
+fn bench(options: &muster_bench::Options, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> {
+    let program = std::env::current_exe().map_err(Fatal::Runtime)?;
+    let place = Place {
+        program,
+        runtime_dir,
+    };
+    Ok(muster_bench::run(options, &place)?)
 }
 
 fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigError> {
@@ -220,6 +236,7 @@ async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> 
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
+        | Verb::Bench(_)
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };

@@ -1,10 +1,13 @@
 //! The running cluster: one task that owns everything the orchestrator knows
 //! and obeys its decisions.
 
+mod hung;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use muster_daemon::{
     clock,
+    config::SupervisionConfig,
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -23,13 +26,14 @@ use crate::{
     announce::announce,
     calls::{Calls, Outcome},
     cli::Size,
+    cluster::hung::kill_hung,
     console::Console,
     control::{JoinRefused, Request},
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     spawn::{Ended, Spawner},
-    supervisor::{Action, Event, Exit, Phase},
+    supervisor::{Action, Event, Exit, Phase, TURN_MAX, Turns},
     table,
 };
 
@@ -41,8 +45,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// uninterruptible sleep does.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Without anything to do, the loop still turns this often.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// What the cluster is and how it ends.
 #[derive(Debug)]
@@ -52,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) path: String,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) supervision: SupervisionConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -101,13 +104,14 @@ pub(crate) struct Cluster {
     stage: Stage,
     failure: Option<ClusterError>,
     started: Millis,
+    turns: Turns,
     rng: SmallRng,
 }
 
 impl Cluster {
     pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
         Self {
-            fleet: Fleet::new(settings.size, settings.incarnation),
+            fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -116,6 +120,7 @@ impl Cluster {
             stage: Stage::Starting,
             failure: None,
             started: now,
+            turns: Turns::new(now),
             rng,
         }
     }
@@ -136,7 +141,7 @@ impl Cluster {
                 self.hide_table();
                 return self.failure.map_or(Ok(()), Err);
             }
-            let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
+            let wait = self.wake_at().map_or(TURN_MAX, |at| at.since(clock::now()));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
                 _ = hangup.recv() => self.hang_up(clock::now()),
@@ -146,13 +151,14 @@ impl Cluster {
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
                 _ = table.tick() => self.show_table(clock::now()),
-                () = sleep(wait) => {}
+                () = sleep(wait.min(TURN_MAX)) => {}
             }
         }
     }
 
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
+        self.forgive_silence(now);
         for role in [Role::Broker, Role::Worker] {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
@@ -291,6 +297,7 @@ impl Cluster {
                 if let Some(node) = self.fleet.get_mut(id) {
                     node.heartbeat(now, heartbeat);
                 }
+                self.feed(now, id, Event::Heartbeat);
             }
             Report::ViewApplied(applied) => {
                 let tells = self.membership.applied(id, applied.epoch);
@@ -368,6 +375,7 @@ impl Cluster {
                 self.feed(now, id, event);
             }
             Action::Terminate(life) => signal(life.pid, Number::TERM),
+            Action::Kill { life, silent } => kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);
     }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use muster_daemon::config::SupervisionConfig;
 use muster_proto::control::{self as pb, heartbeat, node_command::Command, node_status::Stats};
 use muster_wire::Millis;
 use tokio::sync::mpsc;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::{
     cli::Size,
     node::{NodeId, Role},
-    supervisor::{Phase, Slot},
+    supervisor::{Patience, Phase, Slot},
 };
 
 /// One slot, its process's stream, and what it last reported.
@@ -59,12 +60,15 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// As many slots as `size` says, none of them filled yet.
-    pub(crate) fn new(size: Size, incarnation: u64) -> Self {
+    pub(crate) fn new(size: Size, incarnation: u64, supervision: &SupervisionConfig) -> Self {
         let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
         let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
         let nodes = workers.chain(brokers).map(|(role, slot)| {
             let id = NodeId { role, slot };
-            (id, Node::new(Slot::new(incarnation)))
+            (
+                id,
+                Node::new(Slot::new(incarnation, patience(role, supervision))),
+            )
         });
         Self {
             nodes: nodes.collect(),
@@ -201,6 +205,7 @@ impl Node {
         let state = match self.slot.phase() {
             Phase::Starting { .. } if self.slot.restarts() > 0 => "restarting",
             Phase::Waiting { .. } if self.slot.restarts() > 0 => "restarting",
+            Phase::Hung { .. } => "restarting",
             Phase::Starting { .. } | Phase::Waiting { .. } => "starting",
             Phase::Ready { .. } => "ready",
             Phase::Stopping { .. } | Phase::Stopped => "stopping",
@@ -220,6 +225,16 @@ impl Node {
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             stats: self.stats,
         }
+    }
+}
+
+fn patience(role: Role, supervision: &SupervisionConfig) -> Patience {
+    Patience {
+        starting: supervision.start_timeout,
+        ready: match role {
+            Role::Worker => supervision.worker_hung_after,
+            Role::Broker => supervision.broker_hung_after,
+        },
     }
 }
 
@@ -245,7 +260,7 @@ mod tests {
             workers: 2,
             brokers: 1,
         };
-        let mut fleet = Fleet::new(size, 0);
+        let mut fleet = Fleet::new(size, 0, &SupervisionConfig::default());
         let mut rng = SmallRng::seed_from_u64(1);
         let node = fleet.get_mut(ID).unwrap();
         let start = node.slot.handle(Millis(0), Event::Woken, &mut rng);

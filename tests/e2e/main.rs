@@ -13,6 +13,7 @@ mod packets;
 mod publishing;
 mod rates;
 mod sdk;
+mod supervision;
 
 use std::collections::BTreeSet;
 

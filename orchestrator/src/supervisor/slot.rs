@@ -23,6 +23,13 @@ pub(crate) struct Life {
     pub(crate) pid: u32,
 }
 
+/// How long a node may be silent before it is taken for hung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Patience {
+    pub(crate) starting: Duration,
+    pub(crate) ready: Duration,
+}
+
 /// Where a slot stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -38,6 +45,13 @@ pub(crate) enum Phase {
     Ready {
         life: Life,
         since: Millis,
+    },
+    /// The process was killed because it was silent for so long.
+    Hung {
+        life: Life,
+        silent: Duration,
+        /// It did not live long enough to be settled.
+        early: bool,
     },
     /// The process was told to end.
     Stopping {
@@ -63,6 +77,10 @@ pub(crate) enum Event {
     Ready {
         incarnation: u64,
     },
+    /// The thread of the process that does the work gave a sign of life.
+    Heartbeat,
+    /// The orchestrator itself did not listen for this long.
+    Deaf(Duration),
     Exited {
         incarnation: u64,
         exit: Exit,
@@ -100,6 +118,11 @@ pub(crate) enum Action {
     },
     /// Ask the process to end.
     Terminate(Life),
+    /// End the process: it hangs, having been silent for so long.
+    Kill {
+        life: Life,
+        silent: Duration,
+    },
 }
 
 /// A slot and its history.
@@ -111,11 +134,15 @@ pub(crate) struct Slot {
     early_deaths: u32,
     last_exit: Option<Exit>,
     backoff: Backoff,
+    patience: Patience,
+    /// The last sign of life, on a clock that stands still while the
+    /// orchestrator does.
+    heard: Millis,
 }
 
 impl Slot {
     /// A slot that has never been filled; its incarnations come after `incarnation`.
-    pub(crate) fn new(incarnation: u64) -> Self {
+    pub(crate) fn new(incarnation: u64, patience: Patience) -> Self {
         Self {
             phase: Phase::Waiting { until: Millis(0) },
             incarnation,
@@ -123,6 +150,8 @@ impl Slot {
             early_deaths: 0,
             last_exit: None,
             backoff: Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX),
+            patience,
+            heard: Millis(0),
         }
     }
 
@@ -142,9 +171,10 @@ impl Slot {
     /// The process in the slot.
     pub(crate) fn life(&self) -> Option<Life> {
         match self.phase {
-            Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Stopping { life } => {
-                Some(life)
-            }
+            Phase::Starting { life, .. }
+            | Phase::Ready { life, .. }
+            | Phase::Hung { life, .. }
+            | Phase::Stopping { life } => Some(life),
             Phase::Waiting { .. } | Phase::Stopped => None,
         }
     }
@@ -158,10 +188,8 @@ impl Slot {
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
-            Phase::Starting { .. }
-            | Phase::Ready { .. }
-            | Phase::Stopping { .. }
-            | Phase::Stopped => None,
+            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.heard + self.patience()),
+            Phase::Hung { .. } | Phase::Stopping { .. } | Phase::Stopped => None,
         }
     }
 
@@ -175,6 +203,7 @@ impl Slot {
             (Phase::Waiting { .. }, Event::Started { pid }) => {
                 let incarnation = self.incarnation;
                 let life = Life { incarnation, pid };
+                self.heard = now;
                 (Phase::Starting { life, since: now }, Action::Nothing)
             }
             (Phase::Waiting { .. }, Event::StartFailed { reason }) => {
@@ -182,33 +211,43 @@ impl Slot {
                     status: format!("cannot be started: {reason}"),
                     last_line: None,
                 };
-                (self.after_death(now, true, exit, rng), Action::Nothing)
+                (self.after_death(now, exit, rng), Action::Nothing)
             }
             (Phase::Waiting { .. }, Event::Stop) => (Phase::Stopped, Action::Nothing),
             (Phase::Starting { life, .. }, Event::Ready { incarnation })
                 if life.incarnation == incarnation =>
             {
+                self.heard = now;
                 (Phase::Ready { life, since: now }, Action::Nothing)
             }
-            (Phase::Starting { life, .. }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
+            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken)
+                if now.since(self.heard) >= self.patience() =>
             {
-                (self.after_death(now, true, exit, rng), Action::Nothing)
+                self.hung(now, life)
             }
-            (Phase::Ready { life, since }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
-            {
-                let early = now.since(since) < SETTLED_AFTER;
-                (self.after_death(now, early, exit, rng), Action::Nothing)
+            (
+                Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Hung { life, .. },
+                Event::Exited { incarnation, exit },
+            ) if life.incarnation == incarnation => {
+                (self.after_death(now, exit, rng), Action::Nothing)
             }
             (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Stop) => {
                 (Phase::Stopping { life }, Action::Terminate(life))
             }
+            (Phase::Hung { life, .. }, Event::Stop) => (Phase::Stopping { life }, Action::Nothing),
             (Phase::Stopping { life }, Event::Exited { incarnation, exit })
                 if life.incarnation == incarnation =>
             {
                 self.last_exit = Some(exit);
                 (Phase::Stopped, Action::Nothing)
+            }
+            (phase, Event::Heartbeat) => {
+                self.heard = now;
+                (phase, Action::Nothing)
+            }
+            (phase, Event::Deaf(lost)) => {
+                self.heard = self.heard + lost.min(now.since(self.heard));
+                (phase, Action::Nothing)
             }
             // Stopped is for good, and nothing makes the end come twice; the
             // others are late news from a life or a phase already left.
@@ -226,8 +265,46 @@ impl Slot {
         action
     }
 
+    /// How long the process may be silent. A node that waits for others to
+    /// start says so by its heartbeats.
+    fn patience(&self) -> Duration {
+        match self.phase {
+            Phase::Ready { .. } => self.patience.ready,
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Hung { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => self.patience.starting,
+        }
+    }
+
+    fn hung(&self, now: Millis, life: Life) -> (Phase, Action) {
+        let silent = now.since(self.heard);
+        let early = self.is_early(now);
+        let phase = Phase::Hung {
+            life,
+            silent,
+            early,
+        };
+        (phase, Action::Kill { life, silent })
+    }
+
+    /// Whether the end of what is in the slot now counts for a crash loop.
+    fn is_early(&self, now: Millis) -> bool {
+        match self.phase {
+            Phase::Waiting { .. } | Phase::Starting { .. } => true,
+            Phase::Ready { since, .. } => now.since(since) < SETTLED_AFTER,
+            Phase::Hung { early, .. } => early,
+            Phase::Stopping { .. } | Phase::Stopped => false,
+        }
+    }
+
     /// The first restarts come at once; only a crash loop waits.
-    fn after_death(&mut self, now: Millis, early: bool, exit: Exit, rng: &mut impl Rng) -> Phase {
+    fn after_death(&mut self, now: Millis, mut exit: Exit, rng: &mut impl Rng) -> Phase {
+        let early = self.is_early(now);
+        if let Phase::Hung { silent, .. } = self.phase {
+            exit.status += &format!(", killed because it hung (silent for {silent:?})");
+        }
         self.last_exit = Some(exit);
         self.restarts += 1;
         if early {
@@ -251,6 +328,11 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Patience = Patience {
+        starting: Duration::from_secs(30),
+        ready: Duration::from_secs(2),
+    };
+
     struct Driver {
         slot: Slot,
         now: Millis,
@@ -260,7 +342,7 @@ mod tests {
     impl Driver {
         fn new() -> Self {
             Self {
-                slot: Slot::new(100),
+                slot: Slot::new(100, PATIENCE),
                 now: Millis(1_000),
                 rng: SmallRng::seed_from_u64(1),
             }
@@ -426,5 +508,114 @@ mod tests {
         driver.ready(first);
         assert_eq!(driver.slot.life(), Some(second));
         assert!(matches!(driver.slot.phase(), Phase::Starting { .. }));
+    }
+
+    /// Lets time pass up to the next wake-up, and wakes.
+    fn wake(driver: &mut Driver) -> Action {
+        let until = driver.slot.wake_at().expect("something is due");
+        driver.pass(until.since(driver.now) - Duration::from_millis(1));
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing, "not yet");
+        driver.pass(Duration::from_millis(1));
+        driver.handle(Event::Woken)
+    }
+
+    #[test]
+    fn a_ready_node_that_falls_silent_is_killed_once_and_replaced_at_once() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        driver.pass(SETTLED_AFTER);
+        assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+        let silent = PATIENCE.ready;
+        assert_eq!(wake(&mut driver), Action::Kill { life, silent });
+        assert_eq!(driver.slot.wake_at(), None);
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        // What was under way when it was killed does not bring it back.
+        assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+        driver.ready(life);
+        assert_eq!(driver.slot.life(), Some(life), "it is not reaped yet");
+        driver.exit(life);
+        let exit = driver.slot.last_exit().unwrap().to_string();
+        assert!(
+            exit.contains("exit code 1, killed because it hung (silent for 2s)"),
+            "{exit}"
+        );
+        assert!(driver.start().is_some());
+    }
+
+    #[test]
+    fn a_node_that_gives_signs_of_life_is_never_killed() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        for _ in 0..100 {
+            driver.pass(PATIENCE.starting - Duration::from_millis(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        driver.ready(life);
+        for _ in 0..100 {
+            driver.pass(PATIENCE.ready - Duration::from_millis(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+    }
+
+    #[test]
+    fn nodes_that_hang_while_they_start_are_a_crash_loop() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            let silent = PATIENCE.starting;
+            assert_eq!(wake(&mut driver), Action::Kill { life, silent });
+            driver.exit(life);
+        }
+        assert!(driver.slot.is_crash_loop());
+    }
+
+    #[test]
+    fn a_node_that_hangs_is_an_early_death_only_soon_after_it_was_ready() {
+        for (lives, early) in [(Duration::ZERO, true), (SETTLED_AFTER, false)] {
+            let mut driver = Driver::new();
+            for _ in 0..3 {
+                let life = driver.start().unwrap();
+                driver.ready(life);
+                driver.pass(lives);
+                assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+                assert!(matches!(wake(&mut driver), Action::Kill { .. }));
+                driver.exit(life);
+            }
+            assert_eq!(driver.slot.is_crash_loop(), early);
+        }
+    }
+
+    #[test]
+    fn the_time_in_which_the_orchestrator_did_not_listen_is_not_the_nodes() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let stall = Duration::from_secs(3600);
+        for lost in [stall, Duration::MAX] {
+            driver.pass(stall);
+            assert_eq!(driver.handle(Event::Deaf(lost)), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        // Silence on both sides of a stall adds up.
+        driver.pass(Duration::from_secs(1));
+        driver.pass(stall);
+        assert_eq!(driver.handle(Event::Deaf(stall)), Action::Nothing);
+        driver.pass(Duration::from_millis(999));
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        driver.pass(Duration::from_millis(1));
+        assert!(matches!(driver.handle(Event::Woken), Action::Kill { .. }));
+    }
+
+    #[test]
+    fn a_hung_node_of_a_cluster_that_ends_is_not_replaced() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        assert!(matches!(wake(&mut driver), Action::Kill { .. }));
+        assert_eq!(driver.handle(Event::Stop), Action::Nothing);
+        driver.exit(life);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
     }
 }

@@ -164,6 +164,7 @@ impl Cluster {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.set_brokers_aside(now);
         let tells = self.membership.time(now);
         self.tell(tells);
         for (answer, outcome) in self.calls.time(now) {

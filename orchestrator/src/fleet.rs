@@ -140,6 +140,16 @@ impl Fleet {
         of_role.map(|(id, _)| id.slot).collect()
     }
 
+    /// Slots of the role that are in a crash loop.
+    pub(crate) fn crash_looping(&self, role: Role) -> BTreeSet<u32> {
+        let looping = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.slot.is_crash_loop());
+        let of_role = looping.filter(|(id, _)| id.role == role);
+        of_role.map(|(id, _)| id.slot).collect()
+    }
+
     /// The earliest time at which a slot has something to do.
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         let times = self.nodes.values().filter_map(|node| node.slot.wake_at());

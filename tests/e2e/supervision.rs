@@ -5,6 +5,7 @@ use rustix::process::Signal;
 use tokio::time::{Duration, sleep};
 
 use crate::{
+    everybody_hears_everybody,
     failures::{channels, service_is_whole, subscribe_all},
     on_every_worker,
 };
@@ -94,6 +95,54 @@ async fn an_orchestrator_that_stood_still_or_the_whole_machine_kills_nobody() {
             let after = cluster.status().await.unwrap();
             assert_eq!(after.pids(), before.pids(), "{}", cluster.log());
         }
+    }
+    cluster.down().await;
+}
+
+/// Waits until the broker reports a number of shards that `holds`.
+async fn shards_are(cluster: &Cluster, slot: u32, holds: impl Fn(u32) -> bool) {
+    let what = format!("broker {slot} has as many shards as it should");
+    eventually(&what, patience(), async || {
+        let status = cluster.status().await?;
+        let node = status.node("broker", slot).ok_or("it is not listed")?;
+        match &node.stats {
+            Some(stats) if holds(stats.shards) => Ok(()),
+            Some(_) | None => Err(format!("{node:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn shards_of_a_broker_in_a_crash_loop_move_and_come_back_under_connected_clients() {
+    let cluster = Cluster::start(2, 2).await;
+    let mut clients = on_every_worker(&cluster).await;
+    let channels = channels();
+    subscribe_all(&mut clients, &channels).await;
+    let before = cluster.status().await.unwrap();
+    let victim = before.node("broker", 1).unwrap();
+    // Where its next lives want their sockets there is something else.
+    let obstacles: Vec<_> = (1..=4)
+        .map(|n| format!("broker-1-{}.sock", victim.incarnation + n))
+        .map(|name| cluster.runtime_dir().join(name))
+        .collect();
+    for obstacle in &obstacles {
+        std::fs::create_dir(obstacle).unwrap();
+    }
+    cluster.signal_node("broker", 1, Signal::KILL).await;
+    shards_are(&cluster, 2, |shards| shards == 256).await;
+    service_is_whole(&mut clients, &channels).await;
+    everybody_hears_everybody(&mut clients, &channels, "without").await;
+
+    let back = cluster.replaced(victim).await;
+    assert!(back.incarnation > victim.incarnation + 4, "{back:?}");
+    shards_are(&cluster, 1, |shards| shards > 0).await;
+    service_is_whole(&mut clients, &channels).await;
+    everybody_hears_everybody(&mut clients, &channels, "with").await;
+    let after = cluster.status().await.unwrap();
+    assert_eq!(after.node("broker", 2).unwrap().restarts, 0);
+    for obstacle in &obstacles {
+        std::fs::remove_dir(obstacle).unwrap();
     }
     cluster.down().await;
 }

@@ -1,11 +1,11 @@
-//! Nodes that run and do nothing.
+//! Nodes that do nothing: they run and hang, or end again and again.
 
 use std::time::Duration;
 
 use muster_wire::Millis;
 use tracing::{info, warn};
 
-use super::{Cluster, Number, signal};
+use super::{Cluster, Number, Stage, signal};
 use crate::{
     node::{NodeId, Role},
     supervisor::Event,
@@ -27,6 +27,30 @@ impl Cluster {
                 self.feed(now, id, Event::Deaf(lost));
             }
         }
+    }
+
+    /// Shards of a broker in a crash loop move to the others, and back once it
+    /// is settled.
+    pub(super) fn set_brokers_aside(&mut self, now: Millis) {
+        let looping = self.fleet.crash_looping(Role::Broker);
+        if !matches!(self.stage, Stage::Running) || looping == *self.membership.aside() {
+            return;
+        }
+        for slot in looping.difference(self.membership.aside()) {
+            warn!(node = %broker(*slot), "Broker ends again and again: its shards move to the others.");
+        }
+        for slot in self.membership.aside().difference(&looping) {
+            info!(node = %broker(*slot), "Broker is settled: it gets its shards back.");
+        }
+        let tells = self.membership.set_aside(now, looping);
+        self.tell(tells);
+    }
+}
+
+fn broker(slot: u32) -> NodeId {
+    NodeId {
+        role: Role::Broker,
+        slot,
     }
 }
 

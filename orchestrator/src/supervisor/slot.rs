@@ -179,7 +179,7 @@ impl Slot {
         }
     }
 
-    /// What dies as soon as it is started, again and again.
+    /// What dies as soon as it is started, again and again; until one is settled.
     pub(crate) fn is_crash_loop(&self) -> bool {
         self.early_deaths >= CRASH_LOOP_DEATHS
     }
@@ -188,6 +188,9 @@ impl Slot {
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
+            Phase::Ready { since, .. } if self.is_crash_loop() => {
+                Some((since + SETTLED_AFTER).min(self.heard + self.patience()))
+            }
             Phase::Starting { .. } | Phase::Ready { .. } => Some(self.heard + self.patience()),
             Phase::Hung { .. } | Phase::Stopping { .. } | Phase::Stopped => None,
         }
@@ -220,10 +223,8 @@ impl Slot {
                 self.heard = now;
                 (Phase::Ready { life, since: now }, Action::Nothing)
             }
-            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken)
-                if now.since(self.heard) >= self.patience() =>
-            {
-                self.hung(now, life)
+            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken) => {
+                self.look_after(now, life)
             }
             (
                 Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Hung { life, .. },
@@ -278,15 +279,22 @@ impl Slot {
         }
     }
 
-    fn hung(&self, now: Millis, life: Life) -> (Phase, Action) {
+    /// Whether the process hangs, or is settled.
+    fn look_after(&mut self, now: Millis, life: Life) -> (Phase, Action) {
         let silent = now.since(self.heard);
         let early = self.is_early(now);
-        let phase = Phase::Hung {
-            life,
-            silent,
-            early,
-        };
-        (phase, Action::Kill { life, silent })
+        if silent >= self.patience() {
+            let phase = Phase::Hung {
+                life,
+                silent,
+                early,
+            };
+            return (phase, Action::Kill { life, silent });
+        }
+        if !early {
+            self.settled();
+        }
+        (self.phase, Action::Nothing)
     }
 
     /// Whether the end of what is in the slot now counts for a crash loop.
@@ -297,6 +305,11 @@ impl Slot {
             Phase::Hung { early, .. } => early,
             Phase::Stopping { .. } | Phase::Stopped => false,
         }
+    }
+
+    fn settled(&mut self) {
+        self.early_deaths = 0;
+        self.backoff.reset();
     }
 
     /// The first restarts come at once; only a crash loop waits.
@@ -310,8 +323,7 @@ impl Slot {
         if early {
             self.early_deaths += 1;
         } else {
-            self.early_deaths = 0;
-            self.backoff.reset();
+            self.settled();
         }
         let until = if self.is_crash_loop() {
             now + self.backoff.next(rng)
@@ -459,6 +471,28 @@ mod tests {
         driver.exit(life);
         assert!(!driver.slot.is_crash_loop());
         assert!(driver.start().is_some());
+    }
+
+    #[test]
+    fn a_crash_loop_is_over_as_soon_as_a_life_is_settled() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            driver.exit(life);
+        }
+        driver.pass(RESTART_WAIT_MAX);
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let settled = driver.now + SETTLED_AFTER;
+        while driver.slot.is_crash_loop() {
+            assert!(driver.now < settled);
+            driver.pass(Duration::from_secs(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert!(driver.slot.wake_at().unwrap() <= settled);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        assert_eq!(driver.now, settled);
+        assert!(driver.slot.wake_at().unwrap() > settled);
     }
 
     #[test]

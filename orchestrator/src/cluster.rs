@@ -2,6 +2,7 @@
 //! and obeys its decisions.
 
 mod hung;
+mod scale;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     announce::announce,
     calls::{Calls, Outcome},
     cli::Size,
-    cluster::hung::kill_hung,
+    cluster::{hung::kill_hung, scale::cut},
     console::Console,
     control::{JoinRefused, Request},
     fleet::Fleet,
@@ -98,6 +99,8 @@ pub(crate) struct Cluster {
     settings: Settings,
     spawner: Spawner,
     fleet: Fleet,
+    /// Workers that the cluster is to have.
+    workers: u32,
     membership: Membership,
     calls: Calls<oneshot::Sender<Outcome>>,
     children: JoinSet<Ended>,
@@ -112,6 +115,7 @@ impl Cluster {
     pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
+            workers: settings.size.workers,
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -165,6 +169,7 @@ impl Cluster {
             }
         }
         self.set_brokers_aside(now);
+        self.retire_workers();
         let tells = self.membership.time(now);
         self.tell(tells);
         for (answer, outcome) in self.calls.time(now) {
@@ -272,6 +277,9 @@ impl Cluster {
                 let _ = answer.send(());
             }
             Request::Client { command, answer } => self.client(now, &command, answer),
+            Request::Scale { workers, answer } => {
+                let _ = answer.send(self.scale(now, workers));
+            }
         }
     }
 
@@ -280,6 +288,7 @@ impl Cluster {
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
+            self.remind_to_drain(now, node.id);
         }
     }
 
@@ -376,6 +385,8 @@ impl Cluster {
                 self.feed(now, id, event);
             }
             Action::Terminate(life) => signal(life.pid, Number::TERM),
+            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
+            Action::Cut(life) => cut(id, life.pid),
             Action::Kill { life, silent } => kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);

@@ -56,23 +56,44 @@ struct Counted {
 pub(crate) struct Fleet {
     nodes: BTreeMap<NodeId, Node>,
     streams: HashMap<u64, NodeId>,
+    supervision: SupervisionConfig,
+    /// Incarnations of slots that are added come after it.
+    incarnation: u64,
 }
 
 impl Fleet {
     /// As many slots as `size` says, none of them filled yet.
     pub(crate) fn new(size: Size, incarnation: u64, supervision: &SupervisionConfig) -> Self {
+        let mut fleet = Self {
+            nodes: BTreeMap::new(),
+            streams: HashMap::new(),
+            supervision: supervision.clone(),
+            incarnation,
+        };
         let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
         let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
-        let nodes = workers.chain(brokers).map(|(role, slot)| {
-            let id = NodeId { role, slot };
-            (
-                id,
-                Node::new(Slot::new(incarnation, patience(role, supervision))),
-            )
-        });
-        Self {
-            nodes: nodes.collect(),
-            streams: HashMap::new(),
+        for (role, slot) in workers.chain(brokers) {
+            fleet.add(NodeId { role, slot });
+        }
+        fleet
+    }
+
+    /// Adds a slot, which is then filled. False when there is one already.
+    pub(crate) fn add(&mut self, id: NodeId) -> bool {
+        let patience = patience(id.role, &self.supervision);
+        let incarnation = self.incarnation;
+        let is_new = !self.nodes.contains_key(&id);
+        let node = || Node::new(Slot::new(incarnation, patience));
+        self.nodes.entry(id).or_insert_with(node);
+        is_new
+    }
+
+    /// Removes a slot without a process.
+    pub(crate) fn remove(&mut self, id: NodeId) {
+        self.leave(id);
+        if let Some(node) = self.nodes.remove(&id) {
+            // Whoever fills the slot one day is another.
+            self.incarnation = self.incarnation.max(node.slot.incarnation());
         }
     }
 
@@ -218,6 +239,7 @@ impl Node {
             Phase::Hung { .. } => "restarting",
             Phase::Starting { .. } | Phase::Waiting { .. } => "starting",
             Phase::Ready { .. } => "ready",
+            Phase::Draining { .. } => "draining",
             Phase::Stopping { .. } | Phase::Stopped => "stopping",
         };
         pb::NodeStatus {
@@ -324,6 +346,19 @@ mod tests {
         fleet.leave(ID);
         assert!(!fleet.send(ID, Command::View(pb::View::default())));
         assert_eq!(fleet.of_stream(2), None);
+    }
+
+    #[test]
+    fn a_slot_that_is_removed_and_added_again_has_later_incarnations() {
+        let mut fleet = fleet();
+        assert!(!fleet.add(ID));
+        fleet.remove(ID);
+        assert!(fleet.get_mut(ID).is_none());
+        assert!(fleet.add(ID));
+        let mut rng = SmallRng::seed_from_u64(1);
+        let slot = &mut fleet.get_mut(ID).unwrap().slot;
+        let start = slot.handle(Millis(0), Event::Woken, &mut rng);
+        assert_eq!(start, Action::Start { incarnation: 2 });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use tokio::time::{Duration, sleep};
 
 use crate::{
-    everybody_hears_everybody,
+    counted, everybody_hears_everybody,
     failures::{channels, service_is_whole, subscribe_all},
     on_every_worker,
 };
@@ -48,15 +48,7 @@ async fn a_stopped_worker_is_replaced_and_the_others_clients_notice_nothing() {
         .start()
         .await;
     let clients = on_every_worker(&cluster).await;
-    let counts = eventually("all connections are counted", patience(), async || {
-        let counts = cluster.connections().await;
-        if counts.iter().sum::<u64>() == clients.len() as u64 {
-            Ok(counts)
-        } else {
-            Err(format!("{counts:?}"))
-        }
-    })
-    .await;
+    let counts = counted(&cluster, clients.len()).await;
     let before = cluster.status().await.unwrap();
     cluster.signal_node("worker", 1, Signal::STOP).await;
     // Whoever comes meanwhile is taken by the other.

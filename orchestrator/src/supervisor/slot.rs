@@ -53,6 +53,11 @@ pub(crate) enum Phase {
         /// It did not live long enough to be settled.
         early: bool,
     },
+    /// The process was asked to let its clients go and end.
+    Draining {
+        life: Life,
+        until: Millis,
+    },
     /// The process was told to end.
     Stopping {
         life: Life,
@@ -84,6 +89,10 @@ pub(crate) enum Event {
     Exited {
         incarnation: u64,
         exit: Exit,
+    },
+    /// The slot is to be emptied, by force when the time has come.
+    Drain {
+        until: Millis,
     },
     /// The cluster ends.
     Stop,
@@ -118,6 +127,13 @@ pub(crate) enum Action {
     },
     /// Ask the process to end.
     Terminate(Life),
+    /// Ask the process to let its clients go until then, and to end.
+    Drain {
+        life: Life,
+        until: Millis,
+    },
+    /// End the process at once: it did not within the time it had.
+    Cut(Life),
     /// End the process: it hangs, having been silent for so long.
     Kill {
         life: Life,
@@ -159,6 +175,11 @@ impl Slot {
         self.phase
     }
 
+    /// Of the process in the slot, or the last one.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
     /// Times a process was started in the place of one that had ended.
     pub(crate) fn restarts(&self) -> u32 {
         self.restarts
@@ -174,6 +195,7 @@ impl Slot {
             Phase::Starting { life, .. }
             | Phase::Ready { life, .. }
             | Phase::Hung { life, .. }
+            | Phase::Draining { life, .. }
             | Phase::Stopping { life } => Some(life),
             Phase::Waiting { .. } | Phase::Stopped => None,
         }
@@ -187,7 +209,7 @@ impl Slot {
     /// When to send [`Event::Woken`].
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         match self.phase {
-            Phase::Waiting { until } => Some(until),
+            Phase::Waiting { until } | Phase::Draining { until, .. } => Some(until),
             Phase::Ready { since, .. } if self.is_crash_loop() => {
                 Some((since + SETTLED_AFTER).min(self.heard + self.patience()))
             }
@@ -216,7 +238,6 @@ impl Slot {
                 };
                 (self.after_death(now, exit, rng), Action::Nothing)
             }
-            (Phase::Waiting { .. }, Event::Stop) => (Phase::Stopped, Action::Nothing),
             (Phase::Starting { life, .. }, Event::Ready { incarnation })
                 if life.incarnation == incarnation =>
             {
@@ -226,22 +247,15 @@ impl Slot {
             (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken) => {
                 self.look_after(now, life)
             }
-            (
-                Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Hung { life, .. },
-                Event::Exited { incarnation, exit },
-            ) if life.incarnation == incarnation => {
-                (self.after_death(now, exit, rng), Action::Nothing)
+            (Phase::Draining { life, until }, Event::Woken) if until <= now => {
+                (Phase::Stopping { life }, Action::Cut(life))
             }
-            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Stop) => {
-                (Phase::Stopping { life }, Action::Terminate(life))
+            (_, Event::Exited { incarnation, exit }) => {
+                let phase = self.after_exit(now, incarnation, exit, rng);
+                (phase, Action::Nothing)
             }
-            (Phase::Hung { life, .. }, Event::Stop) => (Phase::Stopping { life }, Action::Nothing),
-            (Phase::Stopping { life }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
-            {
-                self.last_exit = Some(exit);
-                (Phase::Stopped, Action::Nothing)
-            }
+            (_, Event::Drain { until }) => self.drain(until),
+            (_, Event::Stop) => self.stop(),
             (phase, Event::Heartbeat) => {
                 self.heard = now;
                 (phase, Action::Nothing)
@@ -250,16 +264,13 @@ impl Slot {
                 self.heard = self.heard + lost.min(now.since(self.heard));
                 (phase, Action::Nothing)
             }
-            // Stopped is for good, and nothing makes the end come twice; the
-            // others are late news from a life or a phase already left.
+            // Late news from a life or a phase already left.
             (
                 phase,
                 Event::Woken
                 | Event::Started { .. }
                 | Event::StartFailed { .. }
-                | Event::Ready { .. }
-                | Event::Exited { .. }
-                | Event::Stop,
+                | Event::Ready { .. },
             ) => (phase, Action::Nothing),
         };
         self.phase = phase;
@@ -274,6 +285,7 @@ impl Slot {
             Phase::Waiting { .. }
             | Phase::Starting { .. }
             | Phase::Hung { .. }
+            | Phase::Draining { .. }
             | Phase::Stopping { .. }
             | Phase::Stopped => self.patience.starting,
         }
@@ -303,7 +315,62 @@ impl Slot {
             Phase::Waiting { .. } | Phase::Starting { .. } => true,
             Phase::Ready { since, .. } => now.since(since) < SETTLED_AFTER,
             Phase::Hung { early, .. } => early,
-            Phase::Stopping { .. } | Phase::Stopped => false,
+            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => false,
+        }
+    }
+
+    fn drain(&self, until: Millis) -> (Phase, Action) {
+        match self.phase {
+            Phase::Ready { life, .. } => {
+                let phase = Phase::Draining { life, until };
+                (phase, Action::Drain { life, until })
+            }
+            // It has no clients.
+            Phase::Starting { life, .. } => {
+                let phase = Phase::Draining { life, until };
+                (phase, Action::Terminate(life))
+            }
+            phase @ Phase::Draining { .. } => (phase, Action::Nothing),
+            Phase::Waiting { .. }
+            | Phase::Hung { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => self.stop(),
+        }
+    }
+
+    fn stop(&self) -> (Phase, Action) {
+        match self.phase {
+            Phase::Starting { life, .. }
+            | Phase::Ready { life, .. }
+            | Phase::Draining { life, .. } => (Phase::Stopping { life }, Action::Terminate(life)),
+            Phase::Hung { life, .. } => (Phase::Stopping { life }, Action::Nothing),
+            phase @ Phase::Stopping { .. } => (phase, Action::Nothing),
+            Phase::Waiting { .. } | Phase::Stopped => (Phase::Stopped, Action::Nothing),
+        }
+    }
+
+    fn after_exit(
+        &mut self,
+        now: Millis,
+        incarnation: u64,
+        exit: Exit,
+        rng: &mut impl Rng,
+    ) -> Phase {
+        if self
+            .life()
+            .is_none_or(|life| life.incarnation != incarnation)
+        {
+            return self.phase;
+        }
+        match self.phase {
+            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => {
+                self.last_exit = Some(exit);
+                Phase::Stopped
+            }
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Ready { .. }
+            | Phase::Hung { .. } => self.after_death(now, exit, rng),
         }
     }
 
@@ -523,6 +590,58 @@ mod tests {
         assert_eq!(driver.slot.phase(), Phase::Stopped);
         driver.pass(RESTART_WAIT_MAX);
         assert_eq!(driver.start(), None);
+    }
+
+    #[test]
+    fn a_node_that_is_drained_ends_by_itself_or_is_cut_when_its_time_is_up() {
+        for in_time in [true, false] {
+            let mut driver = Driver::new();
+            let life = driver.start().unwrap();
+            driver.ready(life);
+            let until = driver.now + Duration::from_secs(20);
+            let drain = Event::Drain { until };
+            let asked = Action::Drain { life, until };
+            assert_eq!(driver.handle(drain.clone()), asked);
+            assert_eq!(driver.handle(drain), Action::Nothing, "asked once");
+            driver.pass(Duration::from_millis(19_999));
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+            assert_eq!(driver.slot.wake_at(), Some(until));
+            if !in_time {
+                driver.pass(Duration::from_millis(1));
+                assert_eq!(driver.handle(Event::Woken), Action::Cut(life));
+                assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+            }
+            driver.exit(life);
+            assert_eq!(driver.slot.phase(), Phase::Stopped);
+            assert_eq!(driver.start(), None);
+        }
+    }
+
+    #[test]
+    fn a_node_without_clients_is_drained_by_ending_it() {
+        let until = Millis(99_000);
+        let mut driver = Driver::new();
+        assert_eq!(driver.handle(Event::Drain { until }), Action::Nothing);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
+
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        let drained = driver.handle(Event::Drain { until });
+        assert_eq!(drained, Action::Terminate(life));
+        assert_eq!(driver.slot.wake_at(), Some(until));
+    }
+
+    #[test]
+    fn a_node_that_drains_is_told_to_hurry_when_the_cluster_ends() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let until = Millis(99_000);
+        let _ = driver.handle(Event::Drain { until });
+        assert_eq!(driver.handle(Event::Stop), Action::Terminate(life));
+        assert_eq!(driver.handle(Event::Drain { until }), Action::Nothing);
+        driver.exit(life);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
     }
 
     #[test]

@@ -28,7 +28,6 @@ use crate::{
     announce::announce,
     calls::{Calls, Gathered, NotAsked},
     cli::Size,
-    cluster::{hung::kill_hung, scale::cut},
     console::Console,
     control::{JoinRefused, Request},
     fleet::Fleet,
@@ -51,6 +50,7 @@ const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 /// What the cluster is and how it ends.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// The goal; workers can be scaled.
     pub(crate) size: Size,
     pub(crate) listen: SocketAddr,
     pub(crate) path: String,
@@ -105,8 +105,6 @@ pub(crate) struct Cluster {
     settings: Settings,
     spawner: Spawner,
     fleet: Fleet,
-    /// Workers that the cluster is to have.
-    workers: u32,
     membership: Membership,
     calls: Calls<Operator>,
     children: JoinSet<Ended>,
@@ -121,7 +119,6 @@ impl Cluster {
     pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
-            workers: settings.size.workers,
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -387,8 +384,8 @@ impl Cluster {
             }
             Action::Terminate(life) => signal(life.pid, Number::TERM),
             Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
-            Action::Cut(life) => cut(id, life.pid),
-            Action::Kill { life, silent } => kill_hung(id, life.pid, silent),
+            Action::Cut(life) => self.cut(id, life.pid),
+            Action::Kill { life, silent } => self.kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);
     }

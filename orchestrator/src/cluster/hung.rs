@@ -29,6 +29,13 @@ impl Cluster {
         }
     }
 
+    /// Its end is then noticed like any other.
+    #[expect(clippy::unused_self, reason = "signals are the cluster's business")]
+    pub(super) fn kill_hung(&self, node: NodeId, pid: u32, silent: Duration) {
+        warn!(%node, pid, ?silent, "Node hangs: killing it to start another.");
+        signal(pid, Number::KILL);
+    }
+
     /// Shards of a broker in a crash loop move to the others, and back once it
     /// is settled.
     pub(super) fn set_brokers_aside(&mut self, now: Millis) {
@@ -52,10 +59,4 @@ fn broker(slot: u32) -> NodeId {
         role: Role::Broker,
         slot,
     }
-}
-
-/// Its end is then noticed like any other.
-pub(super) fn kill_hung(node: NodeId, pid: u32, silent: Duration) {
-    warn!(%node, pid, ?silent, "Node hangs: killing it to start another.");
-    signal(pid, Number::KILL);
 }

@@ -24,11 +24,11 @@ impl Cluster {
             return Err(ScaleRefused);
         }
         info!(
-            from = self.workers,
+            from = self.settings.size.workers,
             to = workers,
             "Changing the number of workers."
         );
-        self.workers = workers;
+        self.settings.size.workers = workers;
         let within = self.settings.shutdown_timeout;
         let mut answer = pb::ScaleResponse {
             workers,
@@ -61,7 +61,7 @@ impl Cluster {
         for id in self.fleet.ids(Role::Worker) {
             if self.phase(id) == Some(Phase::Stopped) {
                 self.fleet.remove(id);
-                if id.slot <= self.workers {
+                if id.slot <= self.settings.size.workers {
                     self.fleet.add(id);
                 } else {
                     info!(node = %id, "Worker is gone.");
@@ -87,6 +87,12 @@ impl Cluster {
         if let Some(Phase::Draining { until, .. }) = self.phase(id) {
             self.tell_to_drain(now, id, until);
         }
+    }
+
+    #[expect(clippy::unused_self, reason = "signals are the cluster's business")]
+    pub(super) fn cut(&self, node: NodeId, pid: u32) {
+        warn!(%node, pid, "Worker has not ended in time: killing it.");
+        signal(pid, Number::KILL);
     }
 
     fn may_scale(&self) -> bool {
@@ -116,9 +122,4 @@ fn worker(slot: u32) -> NodeId {
         role: Role::Worker,
         slot,
     }
-}
-
-pub(super) fn cut(node: NodeId, pid: u32) {
-    warn!(%node, pid, "Worker has not ended in time: killing it.");
-    signal(pid, Number::KILL);
 }

@@ -152,8 +152,8 @@ pub(crate) struct Slot {
     backoff: Backoff,
     patience: Patience,
     /// The last sign of life, on a clock that stands still while the
-    /// orchestrator does.
-    heard: Millis,
+    /// orchestrator does; `None` before this orchestrator has begun to listen.
+    heard: Option<Millis>,
 }
 
 impl Slot {
@@ -167,7 +167,7 @@ impl Slot {
             last_exit: None,
             backoff: Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX),
             patience,
-            heard: Millis(0),
+            heard: None,
         }
     }
 
@@ -211,9 +211,9 @@ impl Slot {
         match self.phase {
             Phase::Waiting { until } | Phase::Draining { until, .. } => Some(until),
             Phase::Ready { since, .. } if self.is_crash_loop() => {
-                Some((since + SETTLED_AFTER).min(self.heard + self.patience()))
+                Some((since + SETTLED_AFTER).min(self.hung_at()))
             }
-            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.heard + self.patience()),
+            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.hung_at()),
             Phase::Hung { .. } | Phase::Stopping { .. } | Phase::Stopped => None,
         }
     }
@@ -228,7 +228,7 @@ impl Slot {
             (Phase::Waiting { .. }, Event::Started { pid }) => {
                 let incarnation = self.incarnation;
                 let life = Life { incarnation, pid };
-                self.heard = now;
+                self.heard = Some(now);
                 (Phase::Starting { life, since: now }, Action::Nothing)
             }
             (Phase::Waiting { .. }, Event::StartFailed { reason }) => {
@@ -241,7 +241,7 @@ impl Slot {
             (Phase::Starting { life, .. }, Event::Ready { incarnation })
                 if life.incarnation == incarnation =>
             {
-                self.heard = now;
+                self.heard = Some(now);
                 (Phase::Ready { life, since: now }, Action::Nothing)
             }
             (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken) => {
@@ -257,11 +257,12 @@ impl Slot {
             (_, Event::Drain { until }) => self.drain(until),
             (_, Event::Stop) => self.stop(),
             (phase, Event::Heartbeat) => {
-                self.heard = now;
+                self.heard = Some(now);
                 (phase, Action::Nothing)
             }
             (phase, Event::Deaf(lost)) => {
-                self.heard = self.heard + lost.min(now.since(self.heard));
+                let heard = self.heard.unwrap_or(now);
+                self.heard = Some(heard + lost.min(now.since(heard)));
                 (phase, Action::Nothing)
             }
             // Late news from a life or a phase already left.
@@ -275,6 +276,11 @@ impl Slot {
         };
         self.phase = phase;
         action
+    }
+
+    fn hung_at(&self) -> Millis {
+        self.heard
+            .map_or(Millis(0), |heard| heard + self.patience())
     }
 
     /// How long the process may be silent. A node that waits for others to
@@ -293,7 +299,7 @@ impl Slot {
 
     /// Whether the process hangs, or is settled.
     fn look_after(&mut self, now: Millis, life: Life) -> (Phase, Action) {
-        let silent = now.since(self.heard);
+        let silent = now.since(*self.heard.get_or_insert(now));
         let early = self.is_early(now);
         if silent >= self.patience() {
             let phase = Phase::Hung {
@@ -760,6 +766,18 @@ mod tests {
         assert_eq!(driver.handle(Event::Woken), Action::Nothing);
         driver.pass(Duration::from_millis(1));
         assert!(matches!(driver.handle(Event::Woken), Action::Kill { .. }));
+    }
+
+    #[test]
+    fn a_node_that_was_there_before_its_orchestrator_has_all_its_time() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.slot.heard = None;
+        driver.pass(PATIENCE.starting * 10);
+        assert!(driver.slot.wake_at().unwrap() <= driver.now);
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        let silent = PATIENCE.starting;
+        assert_eq!(wake(&mut driver), Action::Kill { life, silent });
     }
 
     #[test]

@@ -10,8 +10,8 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-use crate::load::{
-    LoadError,
+use crate::{
+    BenchError,
     clients::{Event, Protocol},
     options::{RunOptions, Target},
     plan::Role,
@@ -124,7 +124,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    pub(super) fn new(options: &RunOptions, index: u32) -> Result<Self, LoadError> {
+    pub(super) fn new(options: &RunOptions, index: u32) -> Result<Self, BenchError> {
         let limit = getrlimit(Resource::Nofile);
         // Too few descriptors show later as failed connections.
         let _ = setrlimit(
@@ -135,7 +135,8 @@ impl Sockets {
             },
         );
         Ok(Self {
-            target: options.url.parse()?,
+            // The parent always names it.
+            target: options.url.as_deref().unwrap_or_default().parse()?,
             source_addresses: options.source_addresses,
             made: index,
         })
@@ -148,8 +149,8 @@ impl Sockets {
         index: usize,
         client: &mut Client,
         run_id: u64,
-    ) -> Result<(), LoadError> {
-        let failed = |error: Errno| LoadError::io("cannot connect")(error.into());
+    ) -> Result<(), BenchError> {
+        let failed = |error: Errno| BenchError::io("cannot connect")(error.into());
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let family = match self.target.addr {
             SocketAddr::V4(_) => AddressFamily::INET,
@@ -225,6 +226,6 @@ impl Sockets {
 }
 
 /// The name of a channel of the plan, different in every run.
-pub(in crate::load) fn channel_name(run_id: u64, channel: u32) -> String {
+pub(crate) fn channel_name(run_id: u64, channel: u32) -> String {
     format!("load:{run_id:x}:{channel}")
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use super::sockets::Client;
-use crate::load::{
+use crate::{
     clock::Micros,
     messages::{Outcome, Sent, Window},
     stamp::Stamp,
@@ -16,7 +16,7 @@ const HISTOGRAM_MAX_US: u64 = 120_000_000;
 const HISTOGRAM_DIGITS: u8 = 3;
 
 /// A histogram of microseconds.
-pub(in crate::load) fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HISTOGRAM_MAX_US, HISTOGRAM_DIGITS)
         .expect("the bounds are in order")
 }

@@ -45,7 +45,7 @@ pub(super) struct Report {
     /// How late the generator itself was.
     pub(super) send_lag_us: Quantiles,
     pub(super) generator_cores: f64,
-    pub(super) cluster: Option<ClusterProcessor>,
+    pub(super) server: Option<ServerProcessor>,
     pub(super) memory: Option<Memory>,
     /// From the kill to the last connection that was there again.
     pub(super) last_reconnect_after_kill_us: Option<Micros>,
@@ -77,12 +77,12 @@ pub(super) struct Quantiles {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct ClusterProcessor {
+pub(super) struct ServerProcessor {
     pub(super) cores: f64,
     pub(super) seconds_per_million_deliveries: Option<f64>,
 }
 
-/// Proportional set size of all processes of the cluster.
+/// Proportional set size of all processes of the server.
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     pub(super) empty_bytes: u64,
@@ -195,7 +195,7 @@ impl Report {
             latency_us: Quantiles::new(&latency),
             send_lag_us: Quantiles::new(&lag),
             generator_cores: float(sum(|outcome| outcome.processor_us)) / float(SECOND) / seconds,
-            cluster: None,
+            server: None,
             memory: None,
             last_reconnect_after_kill_us: None,
             rounds: Vec::new(),
@@ -209,11 +209,11 @@ impl Report {
         }
     }
 
-    pub(super) fn set_cluster_processor(&mut self, used: Option<Micros>) {
-        self.cluster = used.map(|used| {
+    pub(super) fn set_server_processor(&mut self, used: Option<Micros>) {
+        self.server = used.map(|used| {
             let used = float(used) / float(SECOND);
             let millions = float(self.delivered_in_window) / 1e6;
-            ClusterProcessor {
+            ServerProcessor {
                 cores: used / self.seconds,
                 seconds_per_million_deliveries: (millions > 0.0).then(|| used / millions),
             }
@@ -295,14 +295,14 @@ pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
         float(report.longest_silence_us) / 1e3
     )?;
     writeln!(out, "generator     {:.2} cores", report.generator_cores)?;
-    print_cluster(&mut out, report)?;
+    print_server(&mut out, report)?;
     print_trouble(&mut out, report)
 }
 
-fn print_cluster(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    if let Some(cluster) = &report.cluster {
-        write!(out, "cluster       {:.2} cores", cluster.cores)?;
-        match cluster.seconds_per_million_deliveries {
+fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    if let Some(server) = &report.server {
+        write!(out, "server        {:.2} cores", server.cores)?;
+        match server.seconds_per_million_deliveries {
             Some(seconds) => writeln!(out, ", {seconds:.2} s per million deliveries")?,
             None => writeln!(out)?,
         }

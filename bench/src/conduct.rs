@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
-    LoadError,
+    BenchError, Place,
     clock::{Micros, SECOND, micros, now},
     driver::channel_name,
     hostile::Hostile,
@@ -19,7 +19,7 @@ use super::{
     plan::Plan,
     report::{self, Connects, Memory, Report},
     rounds::{self, Round},
-    status::{Cluster, Usage, usage},
+    server::{Server, Usage, usage},
 };
 
 /// From the last connection to the first publication.
@@ -44,26 +44,23 @@ struct Measured {
 }
 
 /// Runs the scenario and prints the report.
-pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
+pub(super) fn run(options: &Options, place: &Place) -> Result<(), BenchError> {
     let plan = Plan::new(&options.scenario);
     let run = &options.run;
-    let cluster = run
-        .cluster_runtime_dir
-        .as_deref()
-        .map(|dir| Cluster::new(&run.orchestrator, dir));
-    let has_rounds = run.kill_rounds + run.stop_rounds > 0;
-    if (run.kill.is_some() || has_rounds) && cluster.is_none() {
-        return Err(LoadError::KillBlindly);
+    let (server, url) = Server::find(run, place)?;
+    let has_victims = run.kill.is_some() || run.kill_rounds + run.stop_rounds > 0;
+    if has_victims && matches!(server, Server::Processes(_)) {
+        return Err(BenchError::KillBlindly);
     }
     let mut measured = Measured {
-        empty: cluster_usage(cluster.as_ref())?,
+        empty: server_usage(&server)?,
         ..Measured::default()
     };
 
     let run_id = now();
-    let mut parts = start_parts(options, run_id)?;
+    let mut parts = start_parts(options, place, &url, run_id)?;
     let connects = connected(&mut parts)?;
-    let hostile = Hostile::start(options, &channel_name(run_id, 0))?;
+    let hostile = Hostile::start(run, &url, &channel_name(run_id, 0))?;
     let at = now() + START_DELAY;
     let window = Window {
         from: at + micros(run.warmup),
@@ -77,7 +74,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
             end: window.to,
         },
     )?;
-    measure(run, window, cluster.as_ref(), &mut measured)?;
+    measure(run, window, &server, &mut measured)?;
 
     let hostilities = hostile.finish();
     let sent = published(&mut parts, &plan)?;
@@ -94,7 +91,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
         connects,
         &outcomes,
     );
-    report.set_cluster_processor(measured.processor_us);
+    report.set_server_processor(measured.processor_us);
     report.set_killed(measured.killed_at);
     report.rounds = measured.rounds;
     report.hostilities = hostilities;
@@ -105,63 +102,49 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, LoadError> {
             report.connects.ready,
         ));
     }
-    report::print(&report, run.json).map_err(LoadError::io("cannot print the report"))?;
-    Ok(if report.is_sound() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    report::print(&report, run.json).map_err(BenchError::io("cannot print the report"))?;
+    report.is_sound().then_some(()).ok_or(BenchError::Unsound)
 }
 
-/// Waits for the window and reads the cluster's counters at both of its ends.
+/// Waits for the window and reads the server's counters at both of its ends.
 fn measure(
     run: &RunOptions,
     window: Window,
-    cluster: Option<&Cluster>,
+    server: &Server,
     measured: &mut Measured,
-) -> Result<(), LoadError> {
-    let Some(cluster) = cluster else {
-        return Ok(());
-    };
+) -> Result<(), BenchError> {
     sleep_until(window.from);
-    let pids = cluster.status()?.pids();
+    let pids = server.pids()?;
     let before = usage(&pids);
     if let Some(victim) = &run.kill {
         sleep_until(window.from + (window.to - window.from) / 2);
-        measured.killed_at = Some(kill(cluster, victim)?);
+        measured.killed_at = Some(kill(server, victim)?);
     }
-    measured.rounds = rounds::run(cluster, (run.kill_rounds, run.stop_rounds), window.to)?;
+    measured.rounds = rounds::run(server, (run.kill_rounds, run.stop_rounds), window.to)?;
     sleep_until(window.to);
     let after = usage(&pids);
     // A killed process takes its counter with it, and another one its memory.
-    measured.held = Some(usage(&cluster.status()?.pids()));
-    measured.processor_us = (run.kill.is_none() && measured.rounds.is_empty())
+    measured.held = server_usage(server)?;
+    measured.processor_us = (run.kill.is_none() && measured.rounds.is_empty() && !pids.is_empty())
         .then(|| after.processor_us.saturating_sub(before.processor_us));
     Ok(())
 }
 
-fn cluster_usage(cluster: Option<&Cluster>) -> Result<Option<Usage>, LoadError> {
-    cluster
-        .map(|cluster| Ok(usage(&cluster.status()?.pids())))
-        .transpose()
+/// Nothing if nothing is known of the server's processes.
+fn server_usage(server: &Server) -> Result<Option<Usage>, BenchError> {
+    let pids = server.pids()?;
+    Ok((!pids.is_empty()).then(|| usage(&pids)))
 }
 
-fn kill(cluster: &Cluster, victim: &str) -> Result<Micros, LoadError> {
-    let none = || LoadError::NoSuchNode(victim.into());
-    let (role, slot) = victim.split_once(':').ok_or_else(none)?;
-    let slot = slot.parse().map_err(|_| none())?;
-    let status = cluster.status()?;
-    let pid = status
-        .node(role, slot)
-        .map(|node| node.pid)
-        .ok_or_else(none)?;
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(none)?;
+fn kill(server: &Server, victim: &str) -> Result<Micros, BenchError> {
+    let none = || BenchError::NoSuchNode(victim.into());
+    let status = server.status()?.ok_or_else(none)?;
+    let pid = status.node(victim).and_then(|node| node.pid);
+    let pid = pid.and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw).ok_or_else(none)?;
     let at = now();
     kill_process(pid, Signal::KILL)
-        .map_err(|error| LoadError::io("cannot kill the process")(error.into()))?;
+        .map_err(|error| BenchError::io("cannot kill the process")(error.into()))?;
     Ok(at)
 }
 
@@ -169,22 +152,27 @@ fn sleep_until(at: Micros) {
     thread::sleep(Duration::from_micros(at.saturating_sub(now())));
 }
 
-fn start_parts(options: &Options, run_id: u64) -> Result<Vec<Part>, LoadError> {
-    let program = std::env::current_exe().map_err(LoadError::io("cannot find this program"))?;
+fn start_parts(
+    options: &Options,
+    place: &Place,
+    url: &str,
+    run_id: u64,
+) -> Result<Vec<Part>, BenchError> {
     (0..options.run.processes)
         .map(|index| {
-            let mut child = Command::new(&program)
+            let mut command = Command::new(&place.program);
+            command
                 .args(std::env::args_os().skip(1))
-                .args([
-                    "--child",
-                    &index.to_string(),
-                    "--run-id",
-                    &run_id.to_string(),
-                ])
+                .args(["--child", &index.to_string()])
+                .args(["--run-id", &run_id.to_string()]);
+            if options.run.url.is_none() {
+                command.args(["--url", url]);
+            }
+            let mut child = command
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
-                .map_err(LoadError::io("cannot start a process"))?;
+                .map_err(BenchError::io("cannot start a process"))?;
             let input = child.stdin.take().expect("it was piped");
             let output = BufReader::new(child.stdout.take().expect("it was piped"));
             Ok(Part {
@@ -196,7 +184,7 @@ fn start_parts(options: &Options, run_id: u64) -> Result<Vec<Part>, LoadError> {
         .collect()
 }
 
-fn connected(parts: &mut [Part]) -> Result<Connects, LoadError> {
+fn connected(parts: &mut [Part]) -> Result<Connects, BenchError> {
     let mut all: Vec<Connected> = Vec::new();
     for part in parts {
         match part.hear()? {
@@ -210,7 +198,7 @@ fn connected(parts: &mut [Part]) -> Result<Connects, LoadError> {
 }
 
 /// Publications by channel and publisher.
-fn published(parts: &mut [Part], plan: &Plan) -> Result<Vec<Vec<Sent>>, LoadError> {
+fn published(parts: &mut [Part], plan: &Plan) -> Result<Vec<Vec<Sent>>, BenchError> {
     let publishers = plan.publishers_per_channel as usize;
     let mut sent = vec![vec![Sent::default(); publishers]; plan.channels as usize];
     for part in parts {
@@ -228,7 +216,7 @@ fn published(parts: &mut [Part], plan: &Plan) -> Result<Vec<Vec<Sent>>, LoadErro
     Ok(sent)
 }
 
-fn outcomes(parts: &mut [Part]) -> Result<Vec<Outcome>, LoadError> {
+fn outcomes(parts: &mut [Part]) -> Result<Vec<Outcome>, BenchError> {
     let mut outcomes = Vec::new();
     for part in parts {
         match part.hear()? {
@@ -241,29 +229,29 @@ fn outcomes(parts: &mut [Part]) -> Result<Vec<Outcome>, LoadError> {
     Ok(outcomes)
 }
 
-fn unexpected(message: &ChildMessage) -> LoadError {
-    LoadError::Message(format!("{message:?}").chars().take(200).collect())
+fn unexpected(message: &ChildMessage) -> BenchError {
+    BenchError::Message(format!("{message:?}").chars().take(200).collect())
 }
 
-fn tell_all(parts: &mut [Part], message: &ParentMessage) -> Result<(), LoadError> {
+fn tell_all(parts: &mut [Part], message: &ParentMessage) -> Result<(), BenchError> {
     let mut line =
-        serde_json::to_vec(message).map_err(|error| LoadError::Message(error.to_string()))?;
+        serde_json::to_vec(message).map_err(|error| BenchError::Message(error.to_string()))?;
     line.push(b'\n');
     for part in parts {
         part.input
             .write_all(&line)
-            .map_err(LoadError::io("cannot write to a process"))?;
+            .map_err(BenchError::io("cannot write to a process"))?;
     }
     Ok(())
 }
 
 impl Part {
-    fn hear(&mut self) -> Result<ChildMessage, LoadError> {
+    fn hear(&mut self) -> Result<ChildMessage, BenchError> {
         let mut line = String::new();
         self.output
             .read_line(&mut line)
-            .map_err(LoadError::io("cannot read from a process"))?;
-        serde_json::from_str(&line).map_err(|error| LoadError::Message(error.to_string()))
+            .map_err(BenchError::io("cannot read from a process"))?;
+        serde_json::from_str(&line).map_err(|error| BenchError::Message(error.to_string()))
     }
 }
 

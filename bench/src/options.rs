@@ -1,14 +1,13 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, str::FromStr};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand};
 
-use super::{LoadError, hostile::Flood};
+use super::{BenchError, hostile::Flood};
 
-/// Puts load on a cluster and accounts for every publication.
-#[derive(Debug, Parser)]
-#[command(name = "load", version)]
+/// What is measured, and how.
+#[derive(Debug, Clone, Args)]
 pub struct Options {
     #[command(subcommand)]
     pub(super) scenario: Scenario,
@@ -64,13 +63,13 @@ pub(super) enum Scenario {
 /// What all scenarios have in common. Times are in seconds.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RunOptions {
-    /// Where to connect: `ws://ADDRESS:PORT/PATH`.
-    #[arg(
-        long,
-        global = true,
-        default_value = "ws://127.0.0.1:8000/socketcluster/"
-    )]
-    pub(super) url: String,
+    /// Where to connect: `ws://ADDRESS:PORT/PATH` [default: the running cluster].
+    #[arg(long, global = true)]
+    pub(super) url: Option<String>,
+    /// A process of the server at --url, whose processor time and memory, and its
+    /// children's, are measured; may come several times.
+    #[arg(long, global = true, value_name = "PID", requires = "url")]
+    pub(super) server_pid: Vec<u32>,
     /// Measured time.
     #[arg(long, global = true, default_value_t = 10.0, value_parser = positive)]
     pub(super) duration: f64,
@@ -98,8 +97,7 @@ pub(super) struct RunOptions {
     /// connection was lost; without it, lost connections stay away.
     #[arg(long, global = true, value_parser = positive)]
     pub(super) reconnect: Option<f64>,
-    /// Kills a process in the middle of the measured time: `worker:1`, `broker:2`;
-    /// needs the runtime directory.
+    /// Kills a process in the middle of the measured time: `worker-1`, `broker-2`.
     #[arg(long, global = true)]
     pub(super) kill: Option<String>,
     /// Kills this many processes with SIGKILL, one after the other, each when the
@@ -115,18 +113,6 @@ pub(super) struct RunOptions {
     /// More subscribers of the first channel, which read nothing until the end.
     #[arg(long, global = true, default_value_t = 0)]
     pub(super) stalled: u32,
-    /// The cluster's runtime directory; with it, processor time and memory of the
-    /// cluster's processes are measured.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub(super) cluster_runtime_dir: Option<PathBuf>,
-    /// The binary that is asked for the cluster's state.
-    #[arg(
-        long,
-        global = true,
-        env = "MUSTER_ORCHESTRATOR",
-        default_value = "orchestrator"
-    )]
-    pub(super) orchestrator: PathBuf,
     /// Print the result as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -157,10 +143,10 @@ pub(super) struct Target {
 }
 
 impl FromStr for Target {
-    type Err = LoadError;
+    type Err = BenchError;
 
-    fn from_str(url: &str) -> Result<Self, LoadError> {
-        let error = || LoadError::Url(url.into());
+    fn from_str(url: &str) -> Result<Self, BenchError> {
+        let error = || BenchError::Url(url.into());
         let rest = url.strip_prefix("ws://").ok_or_else(error)?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let addr = host.parse().map_err(|_| error())?;

@@ -25,6 +25,8 @@ const GROWTH: f64 = 1.6;
 const BISECTIONS: u32 = 4;
 /// No server here gets this far.
 const STEPS_MAX: u32 = 30;
+/// Ever smaller loads that are tried when the first is too much already.
+const DESCENTS_MAX: usize = 4;
 /// Of what was asked for, this much must arrive in time.
 const SHARE_MIN: f64 = 0.97;
 
@@ -103,6 +105,9 @@ pub(super) fn run(
             search.best = Some(step.clone());
         }
         search.steps.push(step);
+        if good.is_none() && search.steps.len() > DESCENTS_MAX {
+            break;
+        }
         if good.is_some() && bad.is_some() {
             bisections += 1;
             if bisections > BISECTIONS {

@@ -39,6 +39,8 @@ pub struct Node {
 pub struct Stats {
     /// Open connections (a worker's).
     pub connections: u64,
+    /// Publications that came in.
+    pub publications: u64,
     /// Links that stand.
     pub links: u32,
     /// Clients closed because they read too slowly (a worker's).

@@ -11,7 +11,7 @@ use super::{
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 240.0;
 /// Around the plot, for its labels.
-const MARGIN: f64 = 52.0;
+const MARGIN: f64 = 64.0;
 /// Lines across a plot.
 const TICKS: u32 = 4;
 const COLOURS: [&str; 3] = ["#2563eb", "#d97706", "#b91c1c"];
@@ -117,17 +117,17 @@ pub(super) fn of_search(search: &Search) -> String {
         name,
         points: steps
             .iter()
-            .map(|step| (step.deliveries_per_second, ms(of(step))))
+            .map(|step| (step.asked_deliveries_per_second, ms(of(step))))
             .collect(),
     };
     let (least, most) = steps
         .iter()
         .fold((f64::MAX, 0.0_f64), |(least, most), step| {
-            let rate = step.deliveries_per_second;
+            let rate = step.asked_deliveries_per_second;
             (least.min(rate), most.max(rate))
         });
     let plot = Plot {
-        title: "Latency by deliveries per second",
+        title: "Latency by deliveries asked for per second",
         unit: "ms",
         lines: vec![
             line("p50", |step| step.p50_us),
@@ -173,7 +173,10 @@ pub(super) fn of_churn(churned: &Churned) -> String {
 fn curve(report: &Report) -> Plot {
     // Each nine is as wide as the others.
     let nines = |share: f64| -(1.0 - share).log10();
-    let mark = |share: f64| (nines(share), format!("{} %", share * 100.0));
+    let mark = |percent: &str| {
+        let share = percent.parse().unwrap_or(0.0) / 100.0;
+        (nines(share), format!("{percent} %"))
+    };
     Plot {
         title: "Latency by share of deliveries",
         unit: "ms",
@@ -185,7 +188,9 @@ fn curve(report: &Report) -> Plot {
                 .map(|(share, micros)| (nines(*share), ms(*micros)))
                 .collect(),
         }],
-        marks: [0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999].map(mark).into(),
+        marks: ["0", "90", "99", "99.9", "99.99", "99.999"]
+            .map(mark)
+            .into(),
     }
 }
 
@@ -313,6 +318,7 @@ fn short(value: f64, unit: &str) -> String {
         value if value >= 1e6 => format!("{:.1} M", value / 1e6),
         value if value >= 1e4 => format!("{:.0} k", value / 1e3),
         value if value >= 100.0 || value == 0.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
         value => format!("{value:.2}"),
     };
     format!("{number} {unit}").trim_end().to_owned()

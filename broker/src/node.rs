@@ -158,6 +158,7 @@ impl Node {
                     Some(Command::Client(command)) => {
                         debug!(id = command.id, "Ignored a command for workers.");
                     }
+                    Some(Command::Drain(_)) => debug!("Ignored a command for workers."),
                     None => return Err(BrokerError::PartStopped {
                         part: "the control stream",
                         source: None,

@@ -189,6 +189,19 @@ sections! {
         key_window: Duration = Duration::from_secs(60),
     }
 
+    /// When the orchestrator takes a node for hung, kills it and starts another.
+    supervision: SupervisionConfig {
+        /// A worker that gives no sign of life for this long is hung.
+        #[serde(with = "duration")]
+        worker_hung_after: Duration = Duration::from_secs(15),
+        /// A broker that gives no sign of life for this long is hung.
+        #[serde(with = "duration")]
+        broker_hung_after: Duration = Duration::from_secs(2),
+        /// The same for a node that is not ready yet, from its start on.
+        #[serde(with = "duration")]
+        start_timeout: Duration = Duration::from_secs(30),
+    }
+
     /// How the cluster ends.
     shutdown: ShutdownConfig {
         /// Connections one worker closes per second.

@@ -90,7 +90,7 @@ impl Standing {
     fn note_command(&mut self, command: &Command) {
         match command {
             Command::View(view) => self.note_epoch(view.epoch),
-            Command::Client(_) => {}
+            Command::Client(_) | Command::Drain(_) => {}
         }
     }
 

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use muster_daemon::{NodeArgs, config::Override};
 
 /// Slots in the accept gate's memory, hence workers of one cluster.
-const WORKERS_MAX: i64 = 256;
+pub(crate) const WORKERS_MAX: u32 = 256;
 /// Shards that brokers share; a broker without one is of no use.
 const BROKERS_MAX: i64 = muster_proto::SHARDS as i64;
 
@@ -51,6 +51,8 @@ pub(crate) enum Verb {
         #[command(flatten)]
         settings: SettingArgs,
     },
+    /// Change the number of workers while the cluster runs.
+    Scale(ScaleArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -117,13 +119,30 @@ pub(crate) enum TokenVerb {
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpArgs {
     /// Worker processes [default: one per core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,
     /// Broker processes [default: one per four workers, at least one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=BROKERS_MAX))]
     pub(crate) brokers: Option<u32>,
     #[command(flatten)]
     pub(crate) settings: SettingArgs,
+}
+
+/// How many nodes a running cluster is to have.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScaleArgs {
+    /// Worker processes. More: the accept gate gives the new ones most of the new
+    /// connections. Fewer: the highest close their clients, spread over
+    /// shutdown.timeout and so that they come back at once, and end.
+    #[arg(long, value_name = "N", required_unless_present = "brokers",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) workers: Option<u32>,
+    /// Not possible yet; says what to do instead.
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) brokers: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Flags that set a key of the configuration.
@@ -174,8 +193,9 @@ impl UpArgs {
     /// A worker's single thread is what a message costs most on, so there is one
     /// per core; one broker's thread keeps several workers busy.
     pub(crate) fn size(&self, cores: usize) -> Size {
-        let most = u32::try_from(WORKERS_MAX).expect("the limit is small");
-        let cores = u32::try_from(cores).unwrap_or(most).clamp(1, most);
+        let cores = u32::try_from(cores)
+            .unwrap_or(WORKERS_MAX)
+            .clamp(1, WORKERS_MAX);
         let workers = self.workers.unwrap_or(cores);
         let brokers = self.brokers.unwrap_or((workers / 4).max(1));
         Size { workers, brokers }
@@ -289,6 +309,11 @@ mod tests {
             "orchestrator token set id [1]",
             "orchestrator token set id {",
             "orchestrator worker --slot 1",
+            "orchestrator scale",
+            "orchestrator scale --workers 0",
+            "orchestrator scale --workers 257",
+            "orchestrator scale --workers all",
+            "orchestrator scale 3",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

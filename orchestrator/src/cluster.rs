@@ -1,10 +1,14 @@
 //! The running cluster: one task that owns everything the orchestrator knows
 //! and obeys its decisions.
 
+mod hung;
+mod scale;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use muster_daemon::{
     clock,
+    config::SupervisionConfig,
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -29,7 +33,7 @@ use crate::{
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     spawn::{Ended, Spawner},
-    supervisor::{Action, Event, Exit, Phase},
+    supervisor::{Action, Event, Exit, Phase, TURN_MAX, Turns},
     table,
 };
 
@@ -41,17 +45,17 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// uninterruptible sleep does.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Without anything to do, the loop still turns this often.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// What the cluster is and how it ends.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// The goal; workers can be scaled.
     pub(crate) size: Size,
     pub(crate) listen: SocketAddr,
     pub(crate) path: String,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) supervision: SupervisionConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -101,13 +105,14 @@ pub(crate) struct Cluster {
     stage: Stage,
     failure: Option<ClusterError>,
     started: Millis,
+    turns: Turns,
     rng: SmallRng,
 }
 
 impl Cluster {
     pub(crate) fn new(settings: Settings, spawner: Spawner, now: Millis, rng: SmallRng) -> Self {
         Self {
-            fleet: Fleet::new(settings.size, settings.incarnation),
+            fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
             membership: Membership::new(settings.size.brokers),
             settings,
             spawner,
@@ -116,6 +121,7 @@ impl Cluster {
             stage: Stage::Starting,
             failure: None,
             started: now,
+            turns: Turns::new(now),
             rng,
         }
     }
@@ -136,7 +142,7 @@ impl Cluster {
                 self.hide_table();
                 return self.failure.map_or(Ok(()), Err);
             }
-            let wait = self.wake_at().map_or(IDLE, |at| at.since(clock::now()));
+            let wait = self.wake_at().map_or(TURN_MAX, |at| at.since(clock::now()));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
                 _ = hangup.recv() => self.hang_up(clock::now()),
@@ -146,18 +152,21 @@ impl Cluster {
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
                 _ = table.tick() => self.show_table(clock::now()),
-                () = sleep(wait) => {}
+                () = sleep(wait.min(TURN_MAX)) => {}
             }
         }
     }
 
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
+        self.forgive_silence(now);
         for role in [Role::Broker, Role::Worker] {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.set_brokers_aside(now);
+        self.retire_workers();
         let tells = self.membership.time(now);
         self.tell(tells);
         for (answer, outcome) in self.calls.time(now) {
@@ -265,6 +274,9 @@ impl Cluster {
                 let _ = answer.send(());
             }
             Request::Client { command, answer } => self.client(now, &command, answer),
+            Request::Scale { workers, answer } => {
+                let _ = answer.send(self.scale(now, workers));
+            }
         }
     }
 
@@ -273,6 +285,7 @@ impl Cluster {
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
+            self.remind_to_drain(now, node.id);
         }
     }
 
@@ -291,6 +304,7 @@ impl Cluster {
                 if let Some(node) = self.fleet.get_mut(id) {
                     node.heartbeat(now, heartbeat);
                 }
+                self.feed(now, id, Event::Heartbeat);
             }
             Report::ViewApplied(applied) => {
                 let tells = self.membership.applied(id, applied.epoch);
@@ -368,6 +382,9 @@ impl Cluster {
                 self.feed(now, id, event);
             }
             Action::Terminate(life) => signal(life.pid, Number::TERM),
+            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
+            Action::Cut(life) => self.cut(id, life.pid),
+            Action::Kill { life, silent } => self.kill_hung(id, life.pid, silent),
         }
         self.give_up_on_crash_loop(now, id);
     }

@@ -49,12 +49,22 @@ pub(crate) enum Request {
         command: pb::ClientCommand,
         answer: oneshot::Sender<Outcome>,
     },
+    Scale {
+        /// Within the limits.
+        workers: u32,
+        answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
+    },
 }
 
 /// Why a node may not join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no such node was started here")]
 pub(crate) struct JoinRefused;
+
+/// Why the number of workers does not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster is ending")]
+pub(crate) struct ScaleRefused;
 
 #[cfg(test)]
 mod tests;

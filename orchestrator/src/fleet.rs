@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use muster_daemon::config::SupervisionConfig;
 use muster_proto::control::{self as pb, heartbeat, node_command::Command, node_status::Stats};
 use muster_wire::Millis;
 use tokio::sync::mpsc;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::{
     cli::Size,
     node::{NodeId, Role},
-    supervisor::{Phase, Slot},
+    supervisor::{Patience, Phase, Slot},
 };
 
 /// One slot, its process's stream, and what it last reported.
@@ -55,20 +56,44 @@ struct Counted {
 pub(crate) struct Fleet {
     nodes: BTreeMap<NodeId, Node>,
     streams: HashMap<u64, NodeId>,
+    supervision: SupervisionConfig,
+    /// Incarnations of slots that are added come after it.
+    incarnation: u64,
 }
 
 impl Fleet {
     /// As many slots as `size` says, none of them filled yet.
-    pub(crate) fn new(size: Size, incarnation: u64) -> Self {
+    pub(crate) fn new(size: Size, incarnation: u64, supervision: &SupervisionConfig) -> Self {
+        let mut fleet = Self {
+            nodes: BTreeMap::new(),
+            streams: HashMap::new(),
+            supervision: supervision.clone(),
+            incarnation,
+        };
         let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
         let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
-        let nodes = workers.chain(brokers).map(|(role, slot)| {
-            let id = NodeId { role, slot };
-            (id, Node::new(Slot::new(incarnation)))
-        });
-        Self {
-            nodes: nodes.collect(),
-            streams: HashMap::new(),
+        for (role, slot) in workers.chain(brokers) {
+            fleet.add(NodeId { role, slot });
+        }
+        fleet
+    }
+
+    /// Adds a slot, which is then filled. False when there is one already.
+    pub(crate) fn add(&mut self, id: NodeId) -> bool {
+        let patience = patience(id.role, &self.supervision);
+        let incarnation = self.incarnation;
+        let is_new = !self.nodes.contains_key(&id);
+        let node = || Node::new(Slot::new(incarnation, patience));
+        self.nodes.entry(id).or_insert_with(node);
+        is_new
+    }
+
+    /// Removes a slot without a process.
+    pub(crate) fn remove(&mut self, id: NodeId) {
+        self.leave(id);
+        if let Some(node) = self.nodes.remove(&id) {
+            // Whoever fills the slot one day is another.
+            self.incarnation = self.incarnation.max(node.slot.incarnation());
         }
     }
 
@@ -133,6 +158,16 @@ impl Fleet {
     pub(crate) fn joined(&self, role: Role) -> BTreeSet<u32> {
         let joined = self.nodes.iter().filter(|(_, node)| node.stream.is_some());
         let of_role = joined.filter(|(id, _)| id.role == role);
+        of_role.map(|(id, _)| id.slot).collect()
+    }
+
+    /// Slots of the role that are in a crash loop.
+    pub(crate) fn crash_looping(&self, role: Role) -> BTreeSet<u32> {
+        let looping = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.slot.is_crash_loop());
+        let of_role = looping.filter(|(id, _)| id.role == role);
         of_role.map(|(id, _)| id.slot).collect()
     }
 
@@ -201,8 +236,10 @@ impl Node {
         let state = match self.slot.phase() {
             Phase::Starting { .. } if self.slot.restarts() > 0 => "restarting",
             Phase::Waiting { .. } if self.slot.restarts() > 0 => "restarting",
+            Phase::Hung { .. } => "restarting",
             Phase::Starting { .. } | Phase::Waiting { .. } => "starting",
             Phase::Ready { .. } => "ready",
+            Phase::Draining { .. } => "draining",
             Phase::Stopping { .. } | Phase::Stopped => "stopping",
         };
         pb::NodeStatus {
@@ -220,6 +257,16 @@ impl Node {
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             stats: self.stats,
         }
+    }
+}
+
+fn patience(role: Role, supervision: &SupervisionConfig) -> Patience {
+    Patience {
+        starting: supervision.start_timeout,
+        ready: match role {
+            Role::Worker => supervision.worker_hung_after,
+            Role::Broker => supervision.broker_hung_after,
+        },
     }
 }
 
@@ -245,7 +292,7 @@ mod tests {
             workers: 2,
             brokers: 1,
         };
-        let mut fleet = Fleet::new(size, 0);
+        let mut fleet = Fleet::new(size, 0, &SupervisionConfig::default());
         let mut rng = SmallRng::seed_from_u64(1);
         let node = fleet.get_mut(ID).unwrap();
         let start = node.slot.handle(Millis(0), Event::Woken, &mut rng);
@@ -299,6 +346,19 @@ mod tests {
         fleet.leave(ID);
         assert!(!fleet.send(ID, Command::View(pb::View::default())));
         assert_eq!(fleet.of_stream(2), None);
+    }
+
+    #[test]
+    fn a_slot_that_is_removed_and_added_again_has_later_incarnations() {
+        let mut fleet = fleet();
+        assert!(!fleet.add(ID));
+        fleet.remove(ID);
+        assert!(fleet.get_mut(ID).is_none());
+        assert!(fleet.add(ID));
+        let mut rng = SmallRng::seed_from_u64(1);
+        let slot = &mut fleet.get_mut(ID).unwrap().slot;
+        let start = slot.handle(Millis(0), Event::Woken, &mut rng);
+        assert_eq!(start, Action::Start { incarnation: 2 });
     }
 
     #[test]

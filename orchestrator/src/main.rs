@@ -11,6 +11,7 @@ mod leftovers;
 mod logs;
 mod membership;
 mod node;
+mod scale;
 mod spawn;
 mod supervisor;
 mod table;
@@ -40,6 +41,7 @@ use crate::{
     cli::{Cli, TokenVerb, Verb},
     control::{Operator, OperatorError},
     node::Role,
+    scale::ScaleError,
     up::UpError,
 };
 
@@ -70,6 +72,8 @@ enum Fatal {
     Operator(#[from] OperatorError),
     #[error(transparent)]
     Bench(#[from] BenchError),
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
     #[error("cannot run as {role}")]
     Node {
         role: Role,
@@ -90,6 +94,7 @@ impl Fatal {
             Self::Up(error) => error.exit_code(),
             Self::Operator(_)
             | Self::Bench(_)
+            | Self::Scale(_)
             | Self::Node { .. }
             | Self::Runtime(_)
             | Self::Print(_) => exit::FAILURE,
@@ -125,6 +130,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
         | Verb::Down
+        | Verb::Scale(_)
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Token(_)) => tokio::runtime::Builder::new_current_thread()
@@ -194,6 +200,9 @@ fn name_process(role: Role, slot: u32) {
 async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> {
     use pb::client_command::Action;
 
+    if let Verb::Scale(args) = verb {
+        return print(&scale::scale(&args, runtime_dir).await?);
+    }
     let (mut operator, dir) = Operator::connect(runtime_dir).await?;
     let (connection, action) = match verb {
         Verb::Status { json } => {
@@ -233,6 +242,7 @@ async fn operate(verb: Verb, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> 
             (connection, Action::RemoveToken(pb::RemoveToken {}))
         }
         Verb::Up(_)
+        | Verb::Scale(_)
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }

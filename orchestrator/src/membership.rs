@@ -2,7 +2,8 @@
 //!
 //! Brokers hear of a view first and open their shards; workers follow once
 //! every broker that is there has done so, or the time for it is up. A broker
-//! that is away keeps its shards: it comes back in place.
+//! that is away keeps its shards: it comes back in place. Only one that is set
+//! aside, because it ends again and again, loses them to the others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,6 +49,8 @@ pub(crate) struct Membership {
     brokers: BTreeMap<u32, BrokerNode>,
     /// Slots of the brokers that are joined now.
     present: BTreeSet<u32>,
+    /// Slots of the brokers that are to own nothing.
+    aside: BTreeSet<u32>,
     view: View,
     /// The highest epoch that any node has named.
     epoch_seen: u64,
@@ -68,6 +71,7 @@ impl Membership {
             brokers_wanted: usize::try_from(brokers_wanted).unwrap_or(usize::MAX),
             brokers: BTreeMap::new(),
             present: BTreeSet::new(),
+            aside: BTreeSet::new(),
             view: View::default(),
             epoch_seen: 0,
             publishing: None,
@@ -97,12 +101,10 @@ impl Membership {
 
     pub(crate) fn joined(&mut self, now: Millis, node: &Joined) -> Vec<Tell> {
         self.epoch_seen = self.epoch_seen.max(node.epoch);
-        let ahead = self.epoch_seen > self.view.epoch();
-        let changed = match node.id.role {
-            Role::Worker => false,
-            Role::Broker => self.note_broker(node),
-        };
-        if (changed || ahead) && self.brokers.len() >= self.brokers_wanted {
+        if node.id.role == Role::Broker {
+            self.note_broker(node);
+        }
+        if self.is_outdated() {
             return self.publish(now);
         }
         match node.id.role {
@@ -110,6 +112,21 @@ impl Membership {
             Role::Worker if !self.is_published() => Vec::new(),
             Role::Worker | Role::Broker => vec![Tell::One(node.id)],
         }
+    }
+
+    /// From now on exactly these broker slots are set aside.
+    pub(crate) fn set_aside(&mut self, now: Millis, slots: BTreeSet<u32>) -> Vec<Tell> {
+        self.aside = slots;
+        if self.view.epoch() > 0 && self.is_outdated() {
+            self.publish(now)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// The broker slots that are set aside.
+    pub(crate) fn aside(&self) -> &BTreeSet<u32> {
+        &self.aside
     }
 
     /// A broker's stream broke. It may still serve, so it stays in the view.
@@ -137,20 +154,46 @@ impl Membership {
         }
     }
 
-    /// True when this is another life than the one known.
-    fn note_broker(&mut self, node: &Joined) -> bool {
+    fn note_broker(&mut self, node: &Joined) {
         self.present.insert(node.id.slot);
         let broker = BrokerNode {
             slot: node.id.slot,
             incarnation: node.incarnation,
             address: node.address.clone(),
         };
-        let before = self.brokers.insert(node.id.slot, broker.clone());
-        before.is_none_or(|before| before != broker)
+        self.brokers.insert(node.id.slot, broker);
+    }
+
+    /// Whether the view is not the one that there should be.
+    fn is_outdated(&self) -> bool {
+        let may_change = self.view.epoch() > 0 || self.brokers.len() >= self.brokers_wanted;
+        let is_ahead = self.epoch_seen > self.view.epoch();
+        may_change && (is_ahead || self.owners() != self.view.brokers())
+    }
+
+    /// The brokers that are to own the shards. Somebody must: when all are set
+    /// aside, nothing moves any more.
+    fn owners(&self) -> Vec<BrokerNode> {
+        let of = |keep: &dyn Fn(u32) -> bool| -> Vec<BrokerNode> {
+            let brokers = self.brokers.values();
+            let kept = brokers.filter(|broker| keep(broker.slot));
+            kept.cloned().collect()
+        };
+        let owners = of(&|slot| !self.aside.contains(&slot));
+        if !owners.is_empty() {
+            return owners;
+        }
+        let view = self.view.brokers();
+        let before = of(&|slot| view.iter().any(|broker| broker.slot == slot));
+        if before.is_empty() {
+            of(&|_| true)
+        } else {
+            before
+        }
     }
 
     fn publish(&mut self, now: Millis) -> Vec<Tell> {
-        let brokers = self.brokers.values().cloned();
+        let brokers = self.owners();
         self.view = View::next_above(self.epoch_seen, &self.view, brokers);
         self.epoch_seen = self.view.epoch();
         self.publishing = Some(Publishing {
@@ -338,5 +381,83 @@ mod tests {
         assert_eq!(membership.applied(broker_id(1), 3), []);
         let told = membership.applied(broker_id(2), 3);
         assert_eq!(told, [Tell::All(Role::Worker)]);
+    }
+
+    fn owned(membership: &Membership, slot: u32) -> usize {
+        let view = membership.view();
+        muster_proto::ShardId::all()
+            .filter(|shard| view.owner(*shard).unwrap().slot == slot)
+            .count()
+    }
+
+    #[test]
+    fn the_shards_of_a_broker_that_is_set_aside_move_to_the_others_until_it_is_back() {
+        let mut membership = published();
+        let before = membership.view().clone();
+        assert_eq!(membership.left(broker_id(1)), []);
+        let told = membership.set_aside(NOW, BTreeSet::from([1]));
+        assert_eq!(told, [Tell::All(Role::Broker)]);
+        assert_eq!(membership.view().epoch(), 2);
+        assert_eq!(owned(&membership, 2), muster_proto::SHARDS);
+        let told = membership.applied(broker_id(2), 2);
+        assert_eq!(told, [Tell::All(Role::Worker)]);
+        for shard in muster_proto::ShardId::all() {
+            let moved = before.owner(shard).unwrap().slot == 1;
+            let epoch = membership.view().shard_epoch(shard);
+            assert_eq!(epoch, if moved { 2 } else { 1 }, "only what moved reopens");
+        }
+        // It is told the view, so that it can become ready, and owns nothing.
+        let told = membership.joined(NOW, &broker(1, 5));
+        assert_eq!(told, [Tell::One(broker_id(1))]);
+        assert_eq!(membership.view().epoch(), 2);
+        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
+
+        let told = membership.set_aside(NOW, BTreeSet::new());
+        assert_eq!(told, [Tell::All(Role::Broker)]);
+        let after = membership.view();
+        assert_eq!(after.epoch(), 3);
+        for shard in muster_proto::ShardId::all() {
+            let (old, new) = (before.owner(shard).unwrap(), after.owner(shard).unwrap());
+            assert_eq!(old.slot, new.slot, "each broker has its shards back");
+        }
+        assert_eq!(membership.applied(broker_id(2), 3), [], "1 is missing");
+        let told = membership.applied(broker_id(1), 3);
+        assert_eq!(told, [Tell::All(Role::Worker)]);
+    }
+
+    #[test]
+    fn the_last_broker_never_loses_its_shards() {
+        let mut membership = Membership::new(1);
+        let _ = membership.joined(NOW, &broker(1, 1));
+        let _ = membership.applied(broker_id(1), 1);
+        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
+        assert_eq!(owned(&membership, 1), muster_proto::SHARDS);
+        let told = membership.joined(NOW, &broker(1, 2));
+        assert_eq!(told, [Tell::All(Role::Broker)], "it is back in place");
+
+        let mut membership = published();
+        let _ = membership.set_aside(NOW, BTreeSet::from([1]));
+        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1, 2])), []);
+        assert_eq!(owned(&membership, 2), muster_proto::SHARDS);
+        // The first that is fine again gets them.
+        let told = membership.set_aside(NOW, BTreeSet::from([2]));
+        assert_eq!(told, [Tell::All(Role::Broker)]);
+        assert_eq!(owned(&membership, 1), muster_proto::SHARDS);
+    }
+
+    #[test]
+    fn brokers_that_are_set_aside_at_the_same_time_leave_the_shards_where_they_are() {
+        let mut membership = published();
+        let before = membership.view().clone();
+        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1, 2])), []);
+        assert_eq!(membership.view(), &before);
+    }
+
+    #[test]
+    fn nobody_is_set_aside_before_the_first_view() {
+        let mut membership = Membership::new(2);
+        let _ = membership.joined(NOW, &broker(1, 1));
+        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
+        assert_eq!(membership.view().epoch(), 0);
     }
 }

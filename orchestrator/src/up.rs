@@ -223,6 +223,7 @@ async fn serve(
         path: config.listener.path.clone(),
         runtime_dir: dir.path().into(),
         shutdown_timeout: config.shutdown.timeout,
+        supervision: config.supervision.clone(),
         incarnation: clock::unix_seconds() * INCARNATIONS,
         terminal: io::stderr().is_terminal(),
         table,

@@ -9,11 +9,11 @@ use crate::{everybody_hears_everybody, on_every_worker};
 const ROUND: Duration = Duration::from_secs(2);
 
 /// Enough names to meet every broker.
-fn channels() -> Vec<String> {
+pub(crate) fn channels() -> Vec<String> {
     (0..24).map(|n| format!("channel {n}")).collect()
 }
 
-async fn subscribe_all(clients: &mut [Raw], channels: &[String]) {
+pub(crate) async fn subscribe_all(clients: &mut [Raw], channels: &[String]) {
     for client in clients {
         for channel in channels {
             client.subscribe(channel).await;
@@ -23,7 +23,7 @@ async fn subscribe_all(clients: &mut [Raw], channels: &[String]) {
 
 /// Publishes on every channel until every client has got something of the same
 /// round on every channel: the links have found each other again.
-async fn service_is_whole(clients: &mut [Raw], channels: &[String]) {
+pub(crate) async fn service_is_whole(clients: &mut [Raw], channels: &[String]) {
     let mut round = 0;
     eventually("all channels reach all clients", patience(), async || {
         round += 1;

@@ -13,7 +13,9 @@ mod operators;
 mod packets;
 mod publishing;
 mod rates;
+mod scale;
 mod sdk;
+mod supervision;
 
 use std::collections::BTreeSet;
 
@@ -39,6 +41,19 @@ async fn on_every_worker(cluster: &Cluster) -> Vec<Raw> {
     })
     .await;
     clients
+}
+
+/// Open connections of each worker once there are `count` of them.
+async fn counted(cluster: &Cluster, count: usize) -> Vec<u64> {
+    eventually("all connections are counted", patience(), async || {
+        let counts = cluster.connections().await;
+        if counts.iter().sum::<u64>() == count as u64 {
+            Ok(counts)
+        } else {
+            Err(format!("{counts:?}"))
+        }
+    })
+    .await
 }
 
 /// Every client publishes on every channel, and every client, subscribed to all

@@ -19,7 +19,7 @@ use tokio::process::Child;
 use crate::{
     eventually::{eventually, patience},
     orchestrator,
-    status::Status,
+    status::{Node, Status},
 };
 
 /// The key that every test cluster's tokens are signed with.
@@ -254,17 +254,62 @@ impl Cluster {
         let before = self.status().await.expect("the cluster runs");
         let victim = before.node(role, slot).expect("the node exists").clone();
         processes::signal(victim.pid, Signal::KILL);
+        self.replaced(&victim).await;
+    }
+
+    /// Waits until another process is ready in the slot of `earlier`.
+    ///
+    /// # Panics
+    /// When none comes in time.
+    pub async fn replaced(&self, earlier: &Node) -> Node {
+        let Node { role, slot, .. } = earlier;
         eventually(&format!("{role} {slot} is back"), patience(), async || {
             let status = self.status().await?;
-            let node = status.node(role, slot).ok_or("it is not listed")?;
-            let is_back = node.pid != victim.pid && node.state == "ready";
+            let node = status.node(role, *slot).ok_or("it is not listed")?;
+            let is_back = node.pid != earlier.pid && node.state == "ready";
             if is_back {
-                Ok(())
+                Ok(node.clone())
             } else {
                 Err(format!("{node:?}"))
             }
         })
+        .await
+    }
+
+    /// Begins to change the number of workers; what `scale --json` answers.
+    ///
+    /// # Panics
+    /// When the orchestrator refuses.
+    pub async fn scale(&self, workers: u32) -> Value {
+        let workers = workers.to_string();
+        let output = self.verb(&["scale", "--json", "--workers", &workers]).await;
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("the answer is JSON")
+    }
+
+    /// Waits until exactly so many workers are there, all of them ready.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    pub async fn has_workers(&self, count: u32) {
+        eventually(&format!("{count} workers"), patience(), async || {
+            let status = self.status().await?;
+            let workers = status.workers();
+            let are_all = workers.iter().map(|node| node.slot).eq(1..=count);
+            if are_all && status.is_whole() {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
         .await;
+    }
+
+    /// Sends a signal to the orchestrator and all nodes, as they were then.
+    pub fn signal_all(&self, status: &Status, signal: Signal) {
+        for pid in status.pids() {
+            processes::signal(pid, signal);
+        }
     }
 
     /// Sends a signal to a node.

@@ -1,6 +1,6 @@
 //! What `orchestrator status --json` says, as far as tests need it.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// The state of a cluster.
 #[derive(Debug, Clone, Deserialize)]
@@ -21,6 +21,7 @@ pub struct Node {
     /// 1, 2, 3 …
     pub slot: u32,
     /// 0 while none runs.
+    #[serde(deserialize_with = "or_default")]
     pub pid: u32,
     /// `starting`, `ready`, `restarting`, `stopping`.
     pub state: String,
@@ -28,6 +29,9 @@ pub struct Node {
     pub incarnation: u64,
     /// How often the slot was started again.
     pub restarts: u32,
+    /// How the last process in the slot ended.
+    #[serde(default)]
+    pub last_exit: Option<String>,
     /// What the node last counted.
     #[serde(default)]
     pub stats: Option<Stats>,
@@ -41,6 +45,8 @@ pub struct Stats {
     pub connections: u64,
     /// Publications that came in.
     pub publications: u64,
+    /// Shards that are open (a broker's).
+    pub shards: u32,
     /// Links that stand.
     pub links: u32,
     /// Clients closed because they read too slowly (a worker's).
@@ -85,4 +91,9 @@ impl Status {
     pub fn is_whole(&self) -> bool {
         self.nodes.iter().all(|node| node.state == "ready")
     }
+}
+
+/// Null as nothing.
+fn or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }

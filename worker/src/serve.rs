@@ -11,7 +11,9 @@ use muster_daemon::{
 };
 use muster_proto::{
     CONTROL_VERSION, View,
-    control::{Hello, Ready, Role, ViewApplied, node_command::Command, node_report::Report},
+    control::{
+        self as pb, Hello, Ready, Role, ViewApplied, node_command::Command, node_report::Report,
+    },
 };
 use tokio::{
     sync::mpsc,
@@ -21,7 +23,7 @@ use tracing::{debug, error, info};
 
 use crate::{
     WorkerError,
-    engine::{Drain, Engine},
+    engine::{Drain, Engine, Pace},
     link::LinkEvent,
     now, wheel,
 };
@@ -161,6 +163,13 @@ impl Worker<'_> {
                 let result = self.engine.operate(command);
                 self.report(Report::Client(result));
             }
+            Command::Drain(pb::Drain { within_ms }) => {
+                info!(within_ms, "Closing the connections, to end.");
+                let drain = self.engine.begin_drain(Pace::ComeBack {
+                    within: Duration::from_millis(within_ms),
+                });
+                self.phase = Phase::Draining(drain);
+            }
         }
     }
 
@@ -184,9 +193,11 @@ impl Worker<'_> {
         info!("Closing the connections.");
         let shutdown = &self.config.shutdown;
         self.engine.set_now(now());
-        let drain = self
-            .engine
-            .begin_drain(shutdown.closes_per_second, shutdown.timeout);
+        let pace = Pace::GoAway {
+            per_second: shutdown.closes_per_second,
+            timeout: shutdown.timeout,
+        };
+        let drain = self.engine.begin_drain(pace);
         self.phase = Phase::Draining(drain);
     }
 

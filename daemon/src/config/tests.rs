@@ -254,6 +254,22 @@ fn sizes_that_do_not_fit_into_each_other_are_refused() {
             "limits.message_bytes_max",
         ),
         ("[broker]\nkey_window = \"19s\"", "broker.key_window"),
+        (
+            "[supervision]\nworker_hung_after = \"1m\"",
+            "broker.key_window",
+        ),
+        (
+            "[supervision]\nworker_hung_after = \"1s\"",
+            "supervision.worker_hung_after",
+        ),
+        (
+            "[supervision]\nbroker_hung_after = \"1999ms\"",
+            "supervision.broker_hung_after",
+        ),
+        (
+            "[supervision]\nstart_timeout = \"0s\"",
+            "supervision.start_timeout",
+        ),
         ("[broker]\nthreads = 0", "broker.threads"),
         (
             "[shutdown]\ncloses_per_second = 0",

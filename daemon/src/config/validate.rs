@@ -13,9 +13,10 @@ use crate::ByteSize;
 
 /// Browsers fire a timer beyond 2³¹ ms at once.
 const CLIENT_TIMER_MAX: Duration = Duration::from_millis(i32::MAX as u64);
-/// Longest stall of a node that the supervisor tolerates; a worker may re-send
-/// a publication this long after its own time-out (delivery.md A2).
-const STALL_MAX: Duration = Duration::from_secs(15);
+/// Nodes give a sign of life once a second; one that comes late is no reason to
+/// kill.
+const HUNG_AFTER_MIN: Duration = Duration::from_secs(2);
+const HUNG_AFTER_MAX: Duration = Duration::from_secs(3600);
 const HEAD_BYTES_MIN: ByteSize = ByteSize::kib(1);
 const HEAD_BYTES_MAX: ByteSize = ByteSize::mib(1);
 const MESSAGE_BYTES_MIN: ByteSize = ByteSize::kib(1);
@@ -48,6 +49,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
     auth(config)?;
     sizes(config)?;
     broker(config)?;
+    supervision(config)?;
     shutdown(config)?;
     log(config)?;
     namespaces(config)
@@ -219,20 +221,45 @@ fn broker(config: &Config) -> Result<(), Invalid> {
         "0 would refuse every channel".into()
     })?;
     duration("broker.key_window", broker.key_window)?;
+    // A worker may stall and then re-send a publication (delivery.md A2).
     let publish_timeout = config.link.publish_timeout;
+    let stall_max = config.supervision.worker_hung_after;
     require(
         "broker.key_window",
-        broker.key_window >= publish_timeout + STALL_MAX,
+        broker.key_window >= publish_timeout.saturating_add(stall_max),
         || {
             format!(
-                "{} is shorter than a publication may be re-sent: \
-                 link.publish_timeout {} plus {}",
+                "{} is shorter than a publication may be re-sent: link.publish_timeout {} \
+                 plus supervision.worker_hung_after {}",
                 human(broker.key_window),
                 human(publish_timeout),
-                human(STALL_MAX)
+                human(stall_max)
             )
         },
     )
+}
+
+fn supervision(config: &Config) -> Result<(), Invalid> {
+    let supervision = &config.supervision;
+    for (key, value) in [
+        (
+            "supervision.worker_hung_after",
+            supervision.worker_hung_after,
+        ),
+        (
+            "supervision.broker_hung_after",
+            supervision.broker_hung_after,
+        ),
+        ("supervision.start_timeout", supervision.start_timeout),
+    ] {
+        within(
+            key,
+            Seconds(value),
+            Seconds(HUNG_AFTER_MIN),
+            Seconds(HUNG_AFTER_MAX),
+        )?;
+    }
+    Ok(())
 }
 
 fn shutdown(config: &Config) -> Result<(), Invalid> {

@@ -86,6 +86,12 @@ impl Operator {
         answer.map(|_| ()).map_err(refused)
     }
 
+    /// Begins to change the number of workers.
+    pub(crate) async fn scale(&mut self, workers: u32) -> Result<pb::ScaleResponse, OperatorError> {
+        let answer = self.client.scale(pb::ScaleRequest { workers }).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
     /// Has something done to one client.
     pub(crate) async fn act(
         &mut self,

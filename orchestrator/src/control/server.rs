@@ -38,9 +38,10 @@ use tonic::{
 };
 use tracing::debug;
 
-use super::{COMMANDS_CAP, JoinRefused, Request};
+use super::{COMMANDS_CAP, JoinRefused, Request, ScaleRefused};
 use crate::{
     calls::Outcome,
+    cli::WORKERS_MAX,
     membership::Joined,
     node::{NodeId, Role},
 };
@@ -286,5 +287,22 @@ impl pb::operator_server::Operator for Control {
                 "too many commands at once: try again",
             )),
         }
+    }
+
+    async fn scale(
+        &self,
+        request: tonic::Request<pb::ScaleRequest>,
+    ) -> Result<Response<pb::ScaleResponse>, Status> {
+        let workers = request.into_inner().workers;
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(Status::invalid_argument(format!(
+                "a cluster has 1 to {WORKERS_MAX} workers, not {workers}"
+            )));
+        }
+        let scaled = self
+            .ask(|answer| Request::Scale { workers, answer })
+            .await?;
+        let refused = |refused: ScaleRefused| Status::failed_precondition(refused.to_string());
+        scaled.map(Response::new).map_err(refused)
     }
 }

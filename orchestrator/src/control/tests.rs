@@ -124,7 +124,8 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             Request::Report { .. }
             | Request::Status { .. }
             | Request::Down { .. }
-            | Request::Client { .. } => {}
+            | Request::Client { .. }
+            | Request::Scale { .. } => {}
         }
     }
     assert!(left, "the earlier stream ended first");
@@ -210,6 +211,25 @@ async fn every_outcome_of_a_command_has_its_own_message() {
             (result, message) => panic!("{result:?} instead of {message:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_number_of_workers_outside_the_limits_is_refused_before_the_cluster_hears_of_it() {
+    let mut served = Served::start();
+    let mut operator = served.operator().await;
+    for workers in [0, 257, u32::MAX] {
+        let error = operator.scale(workers).await.unwrap_err().to_string();
+        let message = format!("a cluster has 1 to 256 workers, not {workers}");
+        assert_eq!(error, message);
+    }
+    let asked = tokio::spawn(async move { operator.scale(256).await });
+    let Request::Scale { workers, answer } = served.request().await else {
+        panic!("the cluster is to be scaled");
+    };
+    assert_eq!(workers, 256);
+    answer.send(Err(ScaleRefused)).unwrap();
+    let error = asked.await.unwrap().unwrap_err().to_string();
+    assert_eq!(error, "the cluster is ending");
 }
 
 #[tokio::test]

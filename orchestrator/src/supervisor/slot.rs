@@ -23,6 +23,13 @@ pub(crate) struct Life {
     pub(crate) pid: u32,
 }
 
+/// How long a node may be silent before it is taken for hung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Patience {
+    pub(crate) starting: Duration,
+    pub(crate) ready: Duration,
+}
+
 /// Where a slot stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -38,6 +45,18 @@ pub(crate) enum Phase {
     Ready {
         life: Life,
         since: Millis,
+    },
+    /// The process was killed because it was silent for so long.
+    Hung {
+        life: Life,
+        silent: Duration,
+        /// It did not live long enough to be settled.
+        early: bool,
+    },
+    /// The process was asked to let its clients go and end.
+    Draining {
+        life: Life,
+        until: Millis,
     },
     /// The process was told to end.
     Stopping {
@@ -63,9 +82,17 @@ pub(crate) enum Event {
     Ready {
         incarnation: u64,
     },
+    /// The thread of the process that does the work gave a sign of life.
+    Heartbeat,
+    /// The orchestrator itself did not listen for this long.
+    Deaf(Duration),
     Exited {
         incarnation: u64,
         exit: Exit,
+    },
+    /// The slot is to be emptied, by force when the time has come.
+    Drain {
+        until: Millis,
     },
     /// The cluster ends.
     Stop,
@@ -100,6 +127,18 @@ pub(crate) enum Action {
     },
     /// Ask the process to end.
     Terminate(Life),
+    /// Ask the process to let its clients go until then, and to end.
+    Drain {
+        life: Life,
+        until: Millis,
+    },
+    /// End the process at once: it did not within the time it had.
+    Cut(Life),
+    /// End the process: it hangs, having been silent for so long.
+    Kill {
+        life: Life,
+        silent: Duration,
+    },
 }
 
 /// A slot and its history.
@@ -111,11 +150,15 @@ pub(crate) struct Slot {
     early_deaths: u32,
     last_exit: Option<Exit>,
     backoff: Backoff,
+    patience: Patience,
+    /// The last sign of life, on a clock that stands still while the
+    /// orchestrator does; `None` before this orchestrator has begun to listen.
+    heard: Option<Millis>,
 }
 
 impl Slot {
     /// A slot that has never been filled; its incarnations come after `incarnation`.
-    pub(crate) fn new(incarnation: u64) -> Self {
+    pub(crate) fn new(incarnation: u64, patience: Patience) -> Self {
         Self {
             phase: Phase::Waiting { until: Millis(0) },
             incarnation,
@@ -123,11 +166,18 @@ impl Slot {
             early_deaths: 0,
             last_exit: None,
             backoff: Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX),
+            patience,
+            heard: None,
         }
     }
 
     pub(crate) fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Of the process in the slot, or the last one.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Times a process was started in the place of one that had ended.
@@ -142,14 +192,16 @@ impl Slot {
     /// The process in the slot.
     pub(crate) fn life(&self) -> Option<Life> {
         match self.phase {
-            Phase::Starting { life, .. } | Phase::Ready { life, .. } | Phase::Stopping { life } => {
-                Some(life)
-            }
+            Phase::Starting { life, .. }
+            | Phase::Ready { life, .. }
+            | Phase::Hung { life, .. }
+            | Phase::Draining { life, .. }
+            | Phase::Stopping { life } => Some(life),
             Phase::Waiting { .. } | Phase::Stopped => None,
         }
     }
 
-    /// What dies as soon as it is started, again and again.
+    /// What dies as soon as it is started, again and again; until one is settled.
     pub(crate) fn is_crash_loop(&self) -> bool {
         self.early_deaths >= CRASH_LOOP_DEATHS
     }
@@ -157,11 +209,12 @@ impl Slot {
     /// When to send [`Event::Woken`].
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         match self.phase {
-            Phase::Waiting { until } => Some(until),
-            Phase::Starting { .. }
-            | Phase::Ready { .. }
-            | Phase::Stopping { .. }
-            | Phase::Stopped => None,
+            Phase::Waiting { until } | Phase::Draining { until, .. } => Some(until),
+            Phase::Ready { since, .. } if self.is_crash_loop() => {
+                Some((since + SETTLED_AFTER).min(self.hung_at()))
+            }
+            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.hung_at()),
+            Phase::Hung { .. } | Phase::Stopping { .. } | Phase::Stopped => None,
         }
     }
 
@@ -175,6 +228,7 @@ impl Slot {
             (Phase::Waiting { .. }, Event::Started { pid }) => {
                 let incarnation = self.incarnation;
                 let life = Life { incarnation, pid };
+                self.heard = Some(now);
                 (Phase::Starting { life, since: now }, Action::Nothing)
             }
             (Phase::Waiting { .. }, Event::StartFailed { reason }) => {
@@ -182,59 +236,167 @@ impl Slot {
                     status: format!("cannot be started: {reason}"),
                     last_line: None,
                 };
-                (self.after_death(now, true, exit, rng), Action::Nothing)
+                (self.after_death(now, exit, rng), Action::Nothing)
             }
-            (Phase::Waiting { .. }, Event::Stop) => (Phase::Stopped, Action::Nothing),
             (Phase::Starting { life, .. }, Event::Ready { incarnation })
                 if life.incarnation == incarnation =>
             {
+                self.heard = Some(now);
                 (Phase::Ready { life, since: now }, Action::Nothing)
             }
-            (Phase::Starting { life, .. }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
-            {
-                (self.after_death(now, true, exit, rng), Action::Nothing)
+            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Woken) => {
+                self.look_after(now, life)
             }
-            (Phase::Ready { life, since }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
-            {
-                let early = now.since(since) < SETTLED_AFTER;
-                (self.after_death(now, early, exit, rng), Action::Nothing)
+            (Phase::Draining { life, until }, Event::Woken) if until <= now => {
+                (Phase::Stopping { life }, Action::Cut(life))
             }
-            (Phase::Starting { life, .. } | Phase::Ready { life, .. }, Event::Stop) => {
-                (Phase::Stopping { life }, Action::Terminate(life))
+            (_, Event::Exited { incarnation, exit }) => {
+                let phase = self.after_exit(now, incarnation, exit, rng);
+                (phase, Action::Nothing)
             }
-            (Phase::Stopping { life }, Event::Exited { incarnation, exit })
-                if life.incarnation == incarnation =>
-            {
-                self.last_exit = Some(exit);
-                (Phase::Stopped, Action::Nothing)
+            (_, Event::Drain { until }) => self.drain(until),
+            (_, Event::Stop) => self.stop(),
+            (phase, Event::Heartbeat) => {
+                self.heard = Some(now);
+                (phase, Action::Nothing)
             }
-            // Stopped is for good, and nothing makes the end come twice; the
-            // others are late news from a life or a phase already left.
+            (phase, Event::Deaf(lost)) => {
+                let heard = self.heard.unwrap_or(now);
+                self.heard = Some(heard + lost.min(now.since(heard)));
+                (phase, Action::Nothing)
+            }
+            // Late news from a life or a phase already left.
             (
                 phase,
                 Event::Woken
                 | Event::Started { .. }
                 | Event::StartFailed { .. }
-                | Event::Ready { .. }
-                | Event::Exited { .. }
-                | Event::Stop,
+                | Event::Ready { .. },
             ) => (phase, Action::Nothing),
         };
         self.phase = phase;
         action
     }
 
+    fn hung_at(&self) -> Millis {
+        self.heard
+            .map_or(Millis(0), |heard| heard + self.patience())
+    }
+
+    /// How long the process may be silent. A node that waits for others to
+    /// start says so by its heartbeats.
+    fn patience(&self) -> Duration {
+        match self.phase {
+            Phase::Ready { .. } => self.patience.ready,
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Hung { .. }
+            | Phase::Draining { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => self.patience.starting,
+        }
+    }
+
+    /// Whether the process hangs, or is settled.
+    fn look_after(&mut self, now: Millis, life: Life) -> (Phase, Action) {
+        let silent = now.since(*self.heard.get_or_insert(now));
+        let early = self.is_early(now);
+        if silent >= self.patience() {
+            let phase = Phase::Hung {
+                life,
+                silent,
+                early,
+            };
+            return (phase, Action::Kill { life, silent });
+        }
+        if !early {
+            self.settled();
+        }
+        (self.phase, Action::Nothing)
+    }
+
+    /// Whether the end of what is in the slot now counts for a crash loop.
+    fn is_early(&self, now: Millis) -> bool {
+        match self.phase {
+            Phase::Waiting { .. } | Phase::Starting { .. } => true,
+            Phase::Ready { since, .. } => now.since(since) < SETTLED_AFTER,
+            Phase::Hung { early, .. } => early,
+            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => false,
+        }
+    }
+
+    fn drain(&self, until: Millis) -> (Phase, Action) {
+        match self.phase {
+            Phase::Ready { life, .. } => {
+                let phase = Phase::Draining { life, until };
+                (phase, Action::Drain { life, until })
+            }
+            // It has no clients.
+            Phase::Starting { life, .. } => {
+                let phase = Phase::Draining { life, until };
+                (phase, Action::Terminate(life))
+            }
+            phase @ Phase::Draining { .. } => (phase, Action::Nothing),
+            Phase::Waiting { .. }
+            | Phase::Hung { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => self.stop(),
+        }
+    }
+
+    fn stop(&self) -> (Phase, Action) {
+        match self.phase {
+            Phase::Starting { life, .. }
+            | Phase::Ready { life, .. }
+            | Phase::Draining { life, .. } => (Phase::Stopping { life }, Action::Terminate(life)),
+            Phase::Hung { life, .. } => (Phase::Stopping { life }, Action::Nothing),
+            phase @ Phase::Stopping { .. } => (phase, Action::Nothing),
+            Phase::Waiting { .. } | Phase::Stopped => (Phase::Stopped, Action::Nothing),
+        }
+    }
+
+    fn after_exit(
+        &mut self,
+        now: Millis,
+        incarnation: u64,
+        exit: Exit,
+        rng: &mut impl Rng,
+    ) -> Phase {
+        if self
+            .life()
+            .is_none_or(|life| life.incarnation != incarnation)
+        {
+            return self.phase;
+        }
+        match self.phase {
+            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => {
+                self.last_exit = Some(exit);
+                Phase::Stopped
+            }
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Ready { .. }
+            | Phase::Hung { .. } => self.after_death(now, exit, rng),
+        }
+    }
+
+    fn settled(&mut self) {
+        self.early_deaths = 0;
+        self.backoff.reset();
+    }
+
     /// The first restarts come at once; only a crash loop waits.
-    fn after_death(&mut self, now: Millis, early: bool, exit: Exit, rng: &mut impl Rng) -> Phase {
+    fn after_death(&mut self, now: Millis, mut exit: Exit, rng: &mut impl Rng) -> Phase {
+        let early = self.is_early(now);
+        if let Phase::Hung { silent, .. } = self.phase {
+            exit.status += &format!(", killed because it hung (silent for {silent:?})");
+        }
         self.last_exit = Some(exit);
         self.restarts += 1;
         if early {
             self.early_deaths += 1;
         } else {
-            self.early_deaths = 0;
-            self.backoff.reset();
+            self.settled();
         }
         let until = if self.is_crash_loop() {
             now + self.backoff.next(rng)
@@ -251,6 +413,11 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Patience = Patience {
+        starting: Duration::from_secs(30),
+        ready: Duration::from_secs(2),
+    };
+
     struct Driver {
         slot: Slot,
         now: Millis,
@@ -260,7 +427,7 @@ mod tests {
     impl Driver {
         fn new() -> Self {
             Self {
-                slot: Slot::new(100),
+                slot: Slot::new(100, PATIENCE),
                 now: Millis(1_000),
                 rng: SmallRng::seed_from_u64(1),
             }
@@ -380,6 +547,28 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_loop_is_over_as_soon_as_a_life_is_settled() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            driver.exit(life);
+        }
+        driver.pass(RESTART_WAIT_MAX);
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let settled = driver.now + SETTLED_AFTER;
+        while driver.slot.is_crash_loop() {
+            assert!(driver.now < settled);
+            driver.pass(Duration::from_secs(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert!(driver.slot.wake_at().unwrap() <= settled);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        assert_eq!(driver.now, settled);
+        assert!(driver.slot.wake_at().unwrap() > settled);
+    }
+
+    #[test]
     fn a_process_that_cannot_be_started_counts_as_an_early_death() {
         let mut driver = Driver::new();
         for _ in 0..3 {
@@ -410,6 +599,58 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_drained_ends_by_itself_or_is_cut_when_its_time_is_up() {
+        for in_time in [true, false] {
+            let mut driver = Driver::new();
+            let life = driver.start().unwrap();
+            driver.ready(life);
+            let until = driver.now + Duration::from_secs(20);
+            let drain = Event::Drain { until };
+            let asked = Action::Drain { life, until };
+            assert_eq!(driver.handle(drain.clone()), asked);
+            assert_eq!(driver.handle(drain), Action::Nothing, "asked once");
+            driver.pass(Duration::from_millis(19_999));
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+            assert_eq!(driver.slot.wake_at(), Some(until));
+            if !in_time {
+                driver.pass(Duration::from_millis(1));
+                assert_eq!(driver.handle(Event::Woken), Action::Cut(life));
+                assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+            }
+            driver.exit(life);
+            assert_eq!(driver.slot.phase(), Phase::Stopped);
+            assert_eq!(driver.start(), None);
+        }
+    }
+
+    #[test]
+    fn a_node_without_clients_is_drained_by_ending_it() {
+        let until = Millis(99_000);
+        let mut driver = Driver::new();
+        assert_eq!(driver.handle(Event::Drain { until }), Action::Nothing);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
+
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        let drained = driver.handle(Event::Drain { until });
+        assert_eq!(drained, Action::Terminate(life));
+        assert_eq!(driver.slot.wake_at(), Some(until));
+    }
+
+    #[test]
+    fn a_node_that_drains_is_told_to_hurry_when_the_cluster_ends() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let until = Millis(99_000);
+        let _ = driver.handle(Event::Drain { until });
+        assert_eq!(driver.handle(Event::Stop), Action::Terminate(life));
+        assert_eq!(driver.handle(Event::Drain { until }), Action::Nothing);
+        driver.exit(life);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
+    }
+
+    #[test]
     fn a_node_that_waits_to_be_started_is_stopped_at_once() {
         let mut driver = Driver::new();
         assert_eq!(driver.handle(Event::Stop), Action::Nothing);
@@ -426,5 +667,126 @@ mod tests {
         driver.ready(first);
         assert_eq!(driver.slot.life(), Some(second));
         assert!(matches!(driver.slot.phase(), Phase::Starting { .. }));
+    }
+
+    /// Lets time pass up to the next wake-up, and wakes.
+    fn wake(driver: &mut Driver) -> Action {
+        let until = driver.slot.wake_at().expect("something is due");
+        driver.pass(until.since(driver.now) - Duration::from_millis(1));
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing, "not yet");
+        driver.pass(Duration::from_millis(1));
+        driver.handle(Event::Woken)
+    }
+
+    #[test]
+    fn a_ready_node_that_falls_silent_is_killed_once_and_replaced_at_once() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        driver.pass(SETTLED_AFTER);
+        assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+        let silent = PATIENCE.ready;
+        assert_eq!(wake(&mut driver), Action::Kill { life, silent });
+        assert_eq!(driver.slot.wake_at(), None);
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        // What was under way when it was killed does not bring it back.
+        assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+        driver.ready(life);
+        assert_eq!(driver.slot.life(), Some(life), "it is not reaped yet");
+        driver.exit(life);
+        let exit = driver.slot.last_exit().unwrap().to_string();
+        assert!(
+            exit.contains("exit code 1, killed because it hung (silent for 2s)"),
+            "{exit}"
+        );
+        assert!(driver.start().is_some());
+    }
+
+    #[test]
+    fn a_node_that_gives_signs_of_life_is_never_killed() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        for _ in 0..100 {
+            driver.pass(PATIENCE.starting - Duration::from_millis(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        driver.ready(life);
+        for _ in 0..100 {
+            driver.pass(PATIENCE.ready - Duration::from_millis(1));
+            assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+    }
+
+    #[test]
+    fn nodes_that_hang_while_they_start_are_a_crash_loop() {
+        let mut driver = Driver::new();
+        for _ in 0..3 {
+            let life = driver.start().unwrap();
+            let silent = PATIENCE.starting;
+            assert_eq!(wake(&mut driver), Action::Kill { life, silent });
+            driver.exit(life);
+        }
+        assert!(driver.slot.is_crash_loop());
+    }
+
+    #[test]
+    fn a_node_that_hangs_is_an_early_death_only_soon_after_it_was_ready() {
+        for (lives, early) in [(Duration::ZERO, true), (SETTLED_AFTER, false)] {
+            let mut driver = Driver::new();
+            for _ in 0..3 {
+                let life = driver.start().unwrap();
+                driver.ready(life);
+                driver.pass(lives);
+                assert_eq!(driver.handle(Event::Heartbeat), Action::Nothing);
+                assert!(matches!(wake(&mut driver), Action::Kill { .. }));
+                driver.exit(life);
+            }
+            assert_eq!(driver.slot.is_crash_loop(), early);
+        }
+    }
+
+    #[test]
+    fn the_time_in_which_the_orchestrator_did_not_listen_is_not_the_nodes() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        let stall = Duration::from_secs(3600);
+        for lost in [stall, Duration::MAX] {
+            driver.pass(stall);
+            assert_eq!(driver.handle(Event::Deaf(lost)), Action::Nothing);
+            assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        }
+        // Silence on both sides of a stall adds up.
+        driver.pass(Duration::from_secs(1));
+        driver.pass(stall);
+        assert_eq!(driver.handle(Event::Deaf(stall)), Action::Nothing);
+        driver.pass(Duration::from_millis(999));
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        driver.pass(Duration::from_millis(1));
+        assert!(matches!(driver.handle(Event::Woken), Action::Kill { .. }));
+    }
+
+    #[test]
+    fn a_node_that_was_there_before_its_orchestrator_has_all_its_time() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        driver.slot.heard = None;
+        driver.pass(PATIENCE.starting * 10);
+        assert!(driver.slot.wake_at().unwrap() <= driver.now);
+        assert_eq!(driver.handle(Event::Woken), Action::Nothing);
+        let silent = PATIENCE.starting;
+        assert_eq!(wake(&mut driver), Action::Kill { life, silent });
+    }
+
+    #[test]
+    fn a_hung_node_of_a_cluster_that_ends_is_not_replaced() {
+        let mut driver = Driver::new();
+        let life = driver.start().unwrap();
+        assert!(matches!(wake(&mut driver), Action::Kill { .. }));
+        assert_eq!(driver.handle(Event::Stop), Action::Nothing);
+        driver.exit(life);
+        assert_eq!(driver.slot.phase(), Phase::Stopped);
     }
 }

@@ -3,21 +3,65 @@
 use std::time::Duration;
 
 use muster_wire::{Millis, close::CloseCode};
+use rand::{Rng, RngExt as _, seq::SliceRandom as _};
 
-use super::Engine;
+use super::{Engine, LINGER};
 use crate::{
     connection::{ConnectionKey, Phase},
     core::{Clients as _, Ingress},
-    upgrade, wheel,
+    upgrade,
 };
+
+/// How a worker that ends says goodbye to its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// The whole cluster goes, so there is nothing to come back to at once: 1001
+    /// makes stock clients try again on their schedule.
+    GoAway { per_second: u32, timeout: Duration },
+    /// The other workers take the clients. A close without a status makes stock
+    /// clients come back at once (socketcluster.md section 10), so they are
+    /// spread over the time there is.
+    ComeBack { within: Duration },
+}
 
 /// The paced end of a worker's connections.
 #[derive(Debug)]
 pub(crate) struct Drain {
-    /// Still to be closed, in no particular order.
-    remaining: Vec<ConnectionKey>,
-    per_tick: usize,
+    /// Still to be closed, and when; the next one last.
+    remaining: Vec<(Millis, ConnectionKey)>,
+    code: Option<CloseCode>,
     deadline: Millis,
+}
+
+impl Pace {
+    fn code(self) -> Option<CloseCode> {
+        match self {
+            Self::GoAway { .. } => Some(CloseCode::GOING_AWAY),
+            Self::ComeBack { .. } => None,
+        }
+    }
+
+    fn timeout(self) -> Duration {
+        match self {
+            Self::GoAway { timeout, .. } => timeout,
+            Self::ComeBack { within } => within,
+        }
+    }
+
+    /// How long after the beginning the `index`th of `count` is closed.
+    fn delay(self, index: usize, count: usize, rng: &mut impl Rng) -> Duration {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        match self {
+            Self::GoAway { per_second, .. } => Duration::from_secs(1) * index / per_second.max(1),
+            Self::ComeBack { within } => {
+                // The last one takes its time to close, too.
+                let span = within - LINGER.min(within / 2);
+                let share = span / count;
+                share * index + share.mul_f64(rng.random())
+            }
+        }
+    }
 }
 
 impl Engine {
@@ -36,24 +80,26 @@ impl Engine {
     }
 
     /// Stops taking clients and begins to say goodbye to those there are.
-    pub(crate) fn begin_drain(&mut self, per_second: u32, timeout: Duration) -> Drain {
+    pub(crate) fn begin_drain(&mut self, pace: Pace) -> Drain {
         self.stop_accepting();
-        let ticks_per_second = 1000 / wheel::TICK.as_millis();
-        let per_tick = u128::from(per_second).div_ceil(ticks_per_second);
+        let mut keys = self.connections.keys();
+        keys.shuffle(&mut self.rng);
+        let (now, count) = (self.now.millis, keys.len());
+        let close = |(index, key)| (now + pace.delay(index, count, &mut self.rng), key);
+        let mut remaining: Vec<_> = keys.into_iter().enumerate().map(close).collect();
+        remaining.reverse();
         Drain {
-            remaining: self.connections.keys(),
-            per_tick: usize::try_from(per_tick).unwrap_or(usize::MAX).max(1),
-            deadline: self.now.millis + timeout,
+            remaining,
+            code: pace.code(),
+            deadline: now + pace.timeout(),
         }
     }
 
     /// One tick of a drain.
     pub(crate) fn go_on_draining(&mut self, drain: &mut Drain) {
-        let from = drain.remaining.len().saturating_sub(drain.per_tick);
-        for key in drain.remaining.split_off(from) {
-            // The whole cluster goes, so there is nothing to come back to at
-            // once: 1001 makes stock clients try again on their schedule.
-            self.close(key, Some(CloseCode::GOING_AWAY), "");
+        let now = self.now.millis;
+        while let Some((_, key)) = drain.remaining.pop_if(|(at, _)| *at <= now) {
+            self.close(key, drain.code, "");
         }
     }
 
@@ -114,5 +160,57 @@ impl Engine {
                 self.wheel.schedule(key, deadline)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+
+    fn delays(pace: Pace, count: usize) -> Vec<Duration> {
+        let mut rng = SmallRng::seed_from_u64(5);
+        let delay = |index| pace.delay(index, count, &mut rng);
+        (0..count).map(delay).collect()
+    }
+
+    #[test]
+    fn clients_that_are_to_come_back_are_spread_evenly_and_irregularly_over_the_time() {
+        let within = Duration::from_secs(20);
+        let delays = delays(Pace::ComeBack { within }, 1000);
+        assert!(delays.is_sorted());
+        assert!(delays[999] < within - LINGER, "{:?}", delays[999]);
+        let per_second = |second| {
+            let from = Duration::from_secs(second);
+            let until = from + Duration::from_secs(1);
+            let within = delays.iter().filter(|delay| (from..until).contains(*delay));
+            within.count()
+        };
+        for second in 0..18 {
+            assert!((54..=57).contains(&per_second(second)), "{second}");
+        }
+        let gaps: std::collections::BTreeSet<_> =
+            delays.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.len() > 900, "no two gaps are alike");
+    }
+
+    #[test]
+    fn a_short_time_still_leaves_some_to_close() {
+        let within = Duration::from_secs(1);
+        let delays = delays(Pace::ComeBack { within }, 1);
+        assert!(delays[0] < within / 2);
+    }
+
+    #[test]
+    fn a_cluster_that_ends_closes_so_many_clients_a_second() {
+        let pace = Pace::GoAway {
+            per_second: 2000,
+            timeout: Duration::from_secs(20),
+        };
+        let delays = delays(pace, 5000);
+        assert_eq!(delays[0], Duration::ZERO);
+        assert_eq!(delays[2000], Duration::from_secs(1));
+        assert_eq!(delays[4999], Duration::from_micros(2_499_500));
     }
 }

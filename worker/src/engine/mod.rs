@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
 use self::cluster::Links;
-pub(crate) use self::lifecycle::Drain;
+pub(crate) use self::lifecycle::{Drain, Pace};
 use crate::{
     addresses::Addresses,
     connection::{Admission, Connection, ConnectionKey, Interest, Phase},

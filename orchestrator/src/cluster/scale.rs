@@ -1,0 +1,125 @@
+//! More and fewer workers while the cluster runs.
+
+use muster_proto::control::{self as pb, node_command::Command};
+use muster_wire::Millis;
+use tracing::{info, warn};
+
+use super::{Cluster, Number, Stage, WORKER_GRACE, signal};
+use crate::{
+    control::ScaleRefused,
+    node::{NodeId, Role},
+    supervisor::{Event, Phase},
+};
+
+impl Cluster {
+    /// Makes `workers` the number of workers; the highest slots go first. What
+    /// an earlier call began and this one does not want is undone as soon as
+    /// it has ended.
+    pub(super) fn scale(
+        &mut self,
+        now: Millis,
+        workers: u32,
+    ) -> Result<pb::ScaleResponse, ScaleRefused> {
+        if !self.may_scale() {
+            return Err(ScaleRefused);
+        }
+        info!(
+            from = self.settings.size.workers,
+            to = workers,
+            "Changing the number of workers."
+        );
+        self.settings.size.workers = workers;
+        let within = self.settings.shutdown_timeout;
+        let mut answer = pb::ScaleResponse {
+            workers,
+            starting: Vec::new(),
+            draining: Vec::new(),
+            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        };
+        for slot in 1..=workers {
+            let id = worker(slot);
+            if self.fleet.add(id) || self.is_leaving(id) {
+                answer.starting.push(slot);
+            }
+        }
+        let until = now + within + WORKER_GRACE;
+        for id in self.fleet.ids(Role::Worker) {
+            if id.slot > workers {
+                self.feed(now, id, Event::Drain { until });
+                answer.draining.push(id.slot);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Removes the slots whose workers have ended for good, or fills them again
+    /// if they are wanted meanwhile.
+    pub(super) fn retire_workers(&mut self) {
+        if !self.may_scale() {
+            return;
+        }
+        for id in self.fleet.ids(Role::Worker) {
+            if self.phase(id) == Some(Phase::Stopped) {
+                self.fleet.remove(id);
+                if id.slot <= self.settings.size.workers {
+                    self.fleet.add(id);
+                } else {
+                    info!(node = %id, "Worker is gone.");
+                }
+            }
+        }
+    }
+
+    pub(super) fn tell_to_drain(&mut self, now: Millis, id: NodeId, until: Millis) {
+        let within = until.since(now).saturating_sub(WORKER_GRACE);
+        let drain = pb::Drain {
+            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        };
+        info!(node = %id, ?within, "Worker is to close its clients and end.");
+        if !self.fleet.send(id, Command::Drain(drain)) {
+            // Told when it joins again; if it does not, its time runs out.
+            self.leave(id);
+        }
+    }
+
+    /// A worker whose stream broke may have missed what it was told.
+    pub(super) fn remind_to_drain(&mut self, now: Millis, id: NodeId) {
+        if let Some(Phase::Draining { until, .. }) = self.phase(id) {
+            self.tell_to_drain(now, id, until);
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "signals are the cluster's business")]
+    pub(super) fn cut(&self, node: NodeId, pid: u32) {
+        warn!(%node, pid, "Worker has not ended in time: killing it.");
+        signal(pid, Number::KILL);
+    }
+
+    fn may_scale(&self) -> bool {
+        matches!(self.stage, Stage::Starting | Stage::Running)
+    }
+
+    fn is_leaving(&mut self, id: NodeId) -> bool {
+        match self.phase(id) {
+            Some(Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped) => true,
+            Some(
+                Phase::Waiting { .. }
+                | Phase::Starting { .. }
+                | Phase::Ready { .. }
+                | Phase::Hung { .. },
+            )
+            | None => false,
+        }
+    }
+
+    fn phase(&mut self, id: NodeId) -> Option<Phase> {
+        self.fleet.get_mut(id).map(|node| node.slot.phase())
+    }
+}
+
+fn worker(slot: u32) -> NodeId {
+    NodeId {
+        role: Role::Worker,
+        slot,
+    }
+}

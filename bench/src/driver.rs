@@ -18,11 +18,11 @@ use rustix::{
     },
 };
 
-use self::{
-    accounts::Accounts,
-    sockets::{Client, Sockets},
+use self::accounts::Accounts;
+pub(super) use self::{
+    accounts::{histogram, pairs},
+    sockets::{Client, Sockets, channel_name},
 };
-pub(super) use self::{accounts::histogram, sockets::channel_name};
 use super::{
     BenchError,
     clients::Event,
@@ -325,12 +325,12 @@ impl<'a> Driver<'a> {
                     self.accounts.processor_us =
                         procfs::own_processor_us().saturating_sub(self.processor_at_start);
                 }
-                Due::Stop => {
+                Due::Stop if matches!(self.stage, Stage::Publishing) => {
                     self.stage = Stage::Answering {
                         until: now() + ANSWER_TIMEOUT,
                     }
                 }
-                Due::LookAgain => {}
+                Due::Stop | Due::LookAgain => {}
             }
         }
         Ok(())
@@ -362,7 +362,12 @@ impl<'a> Driver<'a> {
         text.extend_from_slice(channel.as_bytes());
         text.extend_from_slice(br#"","data":"#);
         stamp.write(&self.padding, text);
-        write!(text, r#"}},"cid":{cid}}}"#).expect("a vector takes every byte");
+        if self.options.run.without_acks {
+            publisher.answer(cid, false);
+            text.extend_from_slice(b"}}");
+        } else {
+            write!(text, r#"}},"cid":{cid}}}"#).expect("a vector takes every byte");
+        }
         client.send(text);
         self.sockets.flush(&self.epoll, index, client);
         if self.window.contains(at) {
@@ -459,6 +464,11 @@ impl<'a> Driver<'a> {
                 self.due.push(Reverse((window.from, Due::WindowBegins)));
                 self.due.push(Reverse((window.to, Due::WindowEnds)));
                 self.due.push(Reverse((end, Due::Stop)));
+            }
+            ParentMessage::Stop { at } => {
+                self.window.to = at.min(self.window.to);
+                self.due.push(Reverse((at, Due::WindowEnds)));
+                self.due.push(Reverse((at, Due::Stop)));
             }
             ParentMessage::Settle { sent, until } => self.stage = Stage::Settling { sent, until },
         }

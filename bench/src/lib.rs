@@ -7,18 +7,25 @@
 //! however slow the server is, and latency counts from the intended time.
 #![warn(missing_docs)]
 
+mod churn;
 mod clients;
 mod clock;
 mod conduct;
 mod driver;
 mod hostile;
+mod interrupt;
 mod messages;
 mod options;
+mod page;
+mod parts;
 mod plan;
 mod procfs;
+mod progress;
 mod publisher;
 mod report;
 mod rounds;
+mod saturate;
+mod series;
 mod server;
 mod stamp;
 mod tally;
@@ -26,6 +33,7 @@ mod tally;
 use std::{path::PathBuf, process::Command};
 
 pub use self::options::Options;
+use self::{clock::micros, conduct::Conductor, options::Scenario, plan::Plan};
 
 /// Where a cluster of ours is looked for.
 #[derive(Debug, Clone)]
@@ -59,6 +67,19 @@ pub enum BenchError {
     /// What is to be killed cannot be found without the cluster's state.
     #[error("--kill, --kill-rounds and --stop-rounds need a cluster of ours, not only a --url")]
     KillBlindly,
+    /// Somebody ended the run before there was anything to report.
+    #[error("interrupted before anything was measured")]
+    Interrupted,
+    /// The figures would be the benchmark's own.
+    #[error(
+        "the benchmark itself was the bottleneck: one of its processes used {:.2} of a core; \
+         use more --processes, or --force to see the figures all the same",
+        cores
+    )]
+    Bottleneck {
+        /// What the busiest process used.
+        cores: f64,
+    },
     /// A promise was broken; the report says which.
     #[error("not everything arrived once, in order and where it belongs")]
     Unsound,
@@ -89,8 +110,23 @@ impl Place {
 /// When the run could not be done at all, or anything that was acknowledged got
 /// lost, repeated or out of order.
 pub fn run(options: &Options, place: &Place) -> Result<(), BenchError> {
-    match options.child {
-        Some(index) => driver::run(options, index),
-        None => conduct::run(options, place),
+    let Options {
+        scenario,
+        run,
+        child,
+    } = options;
+    match (child, scenario) {
+        (Some(index), Scenario::Churn { clients }) => churn::run_part(run, *clients, *index),
+        (Some(index), _) => driver::run(options, *index),
+        (None, Scenario::Churn { .. }) => churn::run(Conductor::new(run, place)?),
+        (None, Scenario::Saturate { what, p99_ms, .. }) => {
+            let limit = micros(p99_ms / 1e3);
+            saturate::run(Conductor::new(run, place)?, scenario, *what, limit)
+        }
+        (None, scenario) => {
+            let plan = Plan::new(scenario);
+            let report = Conductor::new(run, place)?.run(&plan, &[])?;
+            report.publish(scenario.name(), run)
+        }
     }
 }

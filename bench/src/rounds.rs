@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     BenchError,
     clock::{Micros, SECOND, now},
+    interrupt::Interrupt,
     server::Server,
 };
 
@@ -33,6 +34,7 @@ pub(super) struct Round {
 /// Signals one node after the other, until `until` at most.
 pub(super) fn run(
     server: &Server,
+    interrupt: &Interrupt,
     (kills, stops): (u32, u32),
     until: Micros,
 ) -> Result<Vec<Round>, BenchError> {
@@ -40,11 +42,11 @@ pub(super) fn run(
     let stops = (0..stops).map(|_| ("STOP", Signal::STOP));
     let mut rounds = Vec::new();
     for (turn, (name, signal)) in kills.chain(stops).enumerate() {
-        if now() + PAUSE >= until {
+        if now() + PAUSE >= until || interrupt.is_set() {
             break;
         }
         rounds.push(round(server, turn, name, signal)?);
-        thread::sleep(Duration::from_micros(PAUSE));
+        interrupt.sleep_until(now() + PAUSE, || {});
     }
     Ok(rounds)
 }

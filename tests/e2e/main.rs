@@ -1,6 +1,7 @@
 //! Whole clusters of real processes, seen from outside.
 
 mod auth;
+mod bench;
 mod closes;
 mod command_line;
 mod failures;

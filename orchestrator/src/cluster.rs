@@ -120,9 +120,9 @@ impl Cluster {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
             membership: Membership::new(settings.size.brokers),
+            calls: Calls::after(operate::first_query(settings.incarnation)),
             settings,
             spawner,
-            calls: Calls::default(),
             children: JoinSet::new(),
             stage: Stage::Starting,
             failure: None,

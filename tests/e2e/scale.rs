@@ -31,8 +31,8 @@ async fn new_workers_take_new_clients_until_all_have_the_same() {
     cluster.has_workers(4).await;
     clients.extend(connect(&cluster, 120).await);
     let counts = counted(&cluster, 160).await;
-    // 9/8 of the mean and 8 more is what the gate allows.
-    assert!(counts.iter().all(|count| *count <= 53), "{counts:?}");
+    // Up to 9/8 of the mean and 8 more a worker takes one more.
+    assert!(counts.iter().all(|count| *count <= 54), "{counts:?}");
     for client in &mut clients {
         assert!(client.is_alive().await);
     }

@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod eventually;
+pub mod floor;
 pub mod orchestrator;
 pub mod raw;
 pub mod status;

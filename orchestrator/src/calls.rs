@@ -52,16 +52,16 @@ struct Call<T> {
     until: Millis,
 }
 
-impl<T> Default for Calls<T> {
-    fn default() -> Self {
+impl<T> Calls<T> {
+    /// Queries are numbered from the one after `last_id` on. A node may still
+    /// answer what an earlier orchestrator asked, so that must have been far away.
+    pub(crate) fn after(last_id: u64) -> Self {
         Self {
-            last_id: 0,
+            last_id,
             open: BTreeMap::new(),
         }
     }
-}
 
-impl<T> Calls<T> {
     /// Begins a query that `nodes` are asked, and returns its id.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl<T> Calls<T> {
         if self.open.len() >= CALLS_MAX {
             return Err((waiter, Err(NotAsked::Busy)));
         }
-        self.last_id += 1;
+        self.last_id = self.last_id.wrapping_add(1);
         let call = Call {
             waiter,
             gathered,
@@ -143,8 +143,8 @@ impl<T> Calls<T> {
             .collect()
     }
 
-    /// How many queries there have been.
-    pub(crate) fn count(&self) -> u64 {
+    /// Rises with each query.
+    pub(crate) fn last_id(&self) -> u64 {
         self.last_id
     }
 
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_worker_that_has_the_connection_decides_at_once() {
-        let mut calls = Calls::default();
+        let mut calls = Calls::after(0);
         let done = begin(&mut calls, 'a');
         let refused = begin(&mut calls, 'b');
         let outcome = calls.answered(worker(2), reply(done, true, "")).unwrap();
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_unknown_once_every_worker_has_said_so() {
-        let mut calls = Calls::default();
+        let mut calls = Calls::after(0);
         let id = begin(&mut calls, 'a');
         for _ in 0..2 {
             let first = calls.answered(worker(1), reply(id, false, ""));
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_leaves_or_is_silent_is_told_of() {
-        let mut calls = Calls::default();
+        let mut calls = Calls::after(0);
         let left = begin(&mut calls, 'a');
         let late = begin(&mut calls, 'b');
         assert_eq!(calls.wake_at(), Some(NOW + TIMEOUT));
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_none_counts_as_silence() {
-        let mut calls = Calls::default();
+        let mut calls = Calls::after(0);
         let id = begin(&mut calls, 'a');
         let nothing = Reply { id, answer: None };
         assert_eq!(calls.answered(worker(1), nothing), None);
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn queries_are_bounded_and_nobody_waits_for_nobody() {
-        let mut calls = Calls::default();
+        let mut calls = Calls::after(0);
         assert_eq!(try_begin(&mut calls, &[], 'a'), None);
         for _ in 0..CALLS_MAX {
             begin(&mut calls, 'a');

@@ -143,6 +143,9 @@ pub(crate) enum Verb {
     /// Set or remove a client's authentication token.
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Measure the running cluster, or any SocketCluster server, and account for
+    /// every publication.
+    Bench(Box<muster_bench::Options>),
     /// Be a worker; the orchestrator starts these.
     #[command(hide = true)]
     Worker(NodeArgs),
@@ -244,7 +247,12 @@ impl Verb {
     /// Whether answers and errors are to be JSON.
     pub(crate) fn json(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
+            // The benchmark's own --json is about its report.
+            Self::Up(_)
+            | Self::Completions { .. }
+            | Self::Bench(_)
+            | Self::Worker(_)
+            | Self::Broker(_) => false,
             Self::Scale(args) => args.json,
             Self::Status { output }
             | Self::Down { output }

@@ -55,6 +55,7 @@ const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 /// What the cluster is and how it ends.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// The goal; workers can be scaled.
     pub(crate) size: Size,
     pub(crate) listen: SocketAddr,
     pub(crate) path: String,
@@ -109,8 +110,6 @@ pub(crate) struct Cluster {
     settings: Settings,
     spawner: Spawner,
     fleet: Fleet,
-    /// Workers that the cluster is to have.
-    workers: u32,
     membership: Membership,
     calls: Calls<Operator>,
     children: JoinSet<Ended>,
@@ -135,11 +134,10 @@ impl Cluster {
     ) -> Self {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
-            workers: settings.size.workers,
             membership: Membership::new(settings.size.brokers),
+            calls: Calls::after(operate::first_query(settings.incarnation)),
             settings,
             spawner,
-            calls: Calls::default(),
             children: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,

@@ -29,11 +29,12 @@ use std::{
     error::Error,
     ffi::CString,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{CommandFactory as _, Parser as _};
+use muster_bench::{BenchError, Place};
 use muster_daemon::{
     Config, NodeArgs,
     auth_key::{self, AuthKeyError},
@@ -86,6 +87,8 @@ enum Fatal {
     #[error(transparent)]
     Operator(#[from] OperatorError),
     #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
     Scale(#[from] ScaleError),
     #[error("cannot run as {role}")]
     Node {
@@ -110,6 +113,7 @@ impl Fatal {
             Self::Operator(error) | Self::Scale(ScaleError::Operator(error)) => error.exit_code(),
             Self::Data(_) => exit::USAGE,
             Self::Scale(ScaleError::Brokers(_))
+            | Self::Bench(_)
             | Self::Node { .. }
             | Self::Runtime(_)
             | Self::Print(_) => exit::FAILURE,
@@ -142,6 +146,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             clap_complete::generate(shell, &mut Cli::command(), "orchestrator", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
+        Verb::Bench(options) => bench(&options, runtime_dir),
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
@@ -159,6 +164,16 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             .map_err(Fatal::Runtime)?
             .block_on(operate::operate(verb, runtime_dir)),
     }
+}
+
+/// Measures the cluster of the runtime directory, or whatever the options name.
+fn bench(options: &muster_bench::Options, runtime_dir: Option<PathBuf>) -> Result<(), Fatal> {
+    let program = std::env::current_exe().map_err(Fatal::Runtime)?;
+    let place = Place {
+        program,
+        runtime_dir,
+    };
+    Ok(muster_bench::run(options, &place)?)
 }
 
 fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigError> {

@@ -180,9 +180,9 @@ impl Membership {
 
     /// Whether the view is not the one that there should be.
     fn is_outdated(&self) -> bool {
-        let is_complete = self.brokers.len() >= self.brokers_wanted;
+        let may_change = self.view.epoch() > 0 || self.brokers.len() >= self.brokers_wanted;
         let is_ahead = self.epoch_seen > self.view.epoch();
-        is_complete && (is_ahead || self.owners() != self.view.brokers())
+        may_change && (is_ahead || self.owners() != self.view.brokers())
     }
 
     /// The brokers that are to own the shards. Somebody must: when all are set

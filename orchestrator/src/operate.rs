@@ -84,6 +84,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
+        | Verb::Bench(_)
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };
@@ -122,6 +123,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
+        | Verb::Bench(_)
         | Verb::Publish { .. }
         | Verb::Channels { .. }
         | Verb::Connections { .. }

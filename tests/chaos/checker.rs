@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::record::{ClientId, Key, Record, Time, What};
+use crate::record::{ClientId, Key, OPERATOR, Record, Time, What};
 
 /// How long before a broker's death something may have been with it, and how
 /// long after its return links and subscriptions may take.
@@ -268,7 +268,8 @@ impl Judge<'_> {
                     let own = story.connections.iter().rev().find(|connection| {
                         connection.client == key.client && connection.from <= at + SKEW
                     });
-                    let ended = own.is_some_and(|connection| connection.ended.is_some());
+                    // A verb of the command line that fails leaves it open, too.
+                    let ended = own.is_none_or(|connection| connection.ended.is_some());
                     if ended {
                         self.verdict.unknown += 1;
                     } else {
@@ -338,7 +339,7 @@ impl Judge<'_> {
                 .map(|connection| (connection.client, self.first_times(connection, channel)))
                 .collect();
             for (client, list) in &lists {
-                self.order_of_publishers(*client, list);
+                self.order_of_publishers(story, *client, list);
             }
             self.one_order(channel, &lists);
         }
@@ -367,9 +368,17 @@ impl Judge<'_> {
         list
     }
 
-    fn order_of_publishers(&mut self, client: ClientId, list: &[(Key, Time)]) {
+    fn order_of_publishers(&mut self, story: &Story, client: ClientId, list: &[(Key, Time)]) {
         let mut last: HashMap<ClientId, u64> = HashMap::new();
-        for (key, at) in list {
+        // One whose outcome was unknown may come whenever it likes, unless it was
+        // on the same connection as the others.
+        let counts = |key: &Key| {
+            let publication = story.publications.get(key);
+            let is_acked = publication
+                .is_some_and(|publication| matches!(publication.answer, Some((_, None))));
+            is_acked || key.client != OPERATOR
+        };
+        for (key, at) in list.iter().filter(|(key, _)| counts(key)) {
             if let Some(before) = last.insert(key.client, key.n)
                 && before > key.n
             {
@@ -595,6 +604,40 @@ mod tests {
         later.extend(reconnect(6000));
         let verdict = judge(later, &circumstances());
         assert_eq!((verdict.unanswered.outside, verdict.unknown), (0, 1));
+    }
+
+    #[test]
+    fn an_operator_s_publication_without_an_outcome_may_come_late_but_one_with_may_not() {
+        for is_acked in [true, false] {
+            let mut records = calm();
+            for (at, n) in [(20_000, 1), (20_100, 2)] {
+                let at = START + at;
+                let published = What::Published { n, channel: 0 };
+                let mut whats = vec![published];
+                if n == 2 || is_acked {
+                    whats.push(What::Answered { n, error: None });
+                }
+                records.extend(whats.into_iter().map(|what| Record {
+                    at,
+                    client: OPERATOR,
+                    what,
+                }));
+            }
+            for n in [2, 1] {
+                let key = Key {
+                    client: OPERATOR,
+                    n,
+                };
+                records.extend([1, 2].map(|client| Record {
+                    at: START + 20_200,
+                    client,
+                    what: What::Delivered { channel: 0, key },
+                }));
+            }
+            let verdict = judge(records, &circumstances());
+            assert_eq!(verdict.out_of_order.outside, if is_acked { 2 } else { 0 });
+            assert_eq!(verdict.unknown, usize::from(!is_acked));
+        }
     }
 
     #[test]

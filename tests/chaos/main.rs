@@ -2,7 +2,8 @@
 //! nodes are killed, stopped for a moment, stopped until they count as hung;
 //! clients flood, stay half open, do not read; garbage comes in through the Unix
 //! sockets. Meanwhile stock clients and ones of our own publish numbered
-//! messages, and `checker.rs` judges what every one of them saw.
+//! messages, an operator does with the command line, and `checker.rs` judges what
+//! every one of them saw.
 //!
 //! What happens comes from a seed, which is printed; when exactly, and so what
 //! it hits, does not. `MUSTER_TEST_SEED` sets the seed, `MUSTER_TEST_CHAOS_S` how
@@ -13,6 +14,7 @@ mod checker;
 mod client;
 mod conduct;
 mod hostile;
+mod operator;
 mod record;
 mod report;
 mod script;
@@ -120,7 +122,8 @@ async fn under_chaos_only_clients_of_dead_workers_and_publications_around_dead_b
     tools::say(&text);
     assert!(
         course.problems.is_empty() && verdict.problems.is_empty(),
-        "{text}"
+        "the report above has PROBLEMs; replay with MUSTER_TEST_SEED={}",
+        setup.seed
     );
     assert!(!cluster.log().contains("Panicked"), "a node panicked");
     eventually("the cluster is whole", patience(), async || {
@@ -136,7 +139,8 @@ async fn under_chaos_only_clients_of_dead_workers_and_publications_around_dead_b
     let expected = setup.rate * setup.duration.as_secs_f64();
     let published = u32::try_from(verdict.published).expect("a small number");
     assert!(f64::from(published) > expected / 3.0, "{text}");
-    assert!(verdict.acknowledged * 10 > verdict.published * 9, "{text}");
+    // The clients of a worker that hangs go on publishing until it is replaced.
+    assert!(verdict.acknowledged * 4 > verdict.published * 3, "{text}");
     assert!(verdict.due > verdict.acknowledged, "{text}");
     cluster.down().await;
 }
@@ -170,10 +174,15 @@ async fn run(cluster: &Cluster, setup: Setup) -> (Course, Verdict, bool) {
     let mut conductor = Conductor::new(cluster).await;
     sleep(CALM).await;
     let script = Script::new(StdRng::seed_from_u64(setup.seed), WORKERS, BROKERS);
-    conductor.play(script, setup.seed, until - CALM).await;
-    sleep(CALM).await;
-
-    let _ = phase.send(Phase::Listening);
+    let play = async {
+        conductor.play(script, setup.seed, until - CALM).await;
+        sleep(CALM).await;
+        let _ = phase.send(Phase::Listening);
+    };
+    tokio::join!(
+        play,
+        operator::publish(cluster, Arc::clone(&journal), watched.clone())
+    );
     if let Some(stock) = &mut stock {
         stock.listen().await;
     }

@@ -12,6 +12,9 @@ pub(crate) type Time = u64;
 /// One client program, whatever becomes of its connections.
 pub(crate) type ClientId = u32;
 
+/// Not a client: publishes with the command line.
+pub(crate) const OPERATOR: ClientId = 1000;
+
 /// The present.
 pub(crate) fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);

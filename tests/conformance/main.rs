@@ -10,8 +10,9 @@ use tokio::{
     process::Command,
 };
 
-/// As `HEARTBEAT` in run.mjs.
-const CONFIG: &str = "[heartbeat]\nping_interval = \"1s\"\npong_timeout = \"6s\"";
+/// The heartbeat as `HEARTBEAT` in run.mjs; the rest to be quick.
+const CONFIG: &str = "[heartbeat]\nping_interval = \"1s\"\npong_timeout = \"6s\"\n\
+                      [shutdown]\ntimeout = \"3s\"";
 
 #[tokio::test]
 async fn clients_of_version_14_work() {
@@ -70,6 +71,9 @@ enum Request {
     },
     KillBroker {
         slot: u32,
+    },
+    Scale {
+        workers: u32,
     },
 }
 
@@ -146,6 +150,10 @@ async fn obey(cluster: &Cluster, request: Request) -> Value {
         Request::Workers => return json!({ "connections": cluster.connections().await }),
         Request::KillWorker { slot } => cluster.kill_worker(slot).await,
         Request::KillBroker { slot } => cluster.kill_broker(slot).await,
+        Request::Scale { workers } => {
+            cluster.scale(workers).await;
+            cluster.has_workers(workers).await;
+        }
     }
     json!({})
 }

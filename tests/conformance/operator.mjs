@@ -36,6 +36,8 @@ export const operator = {
   workers: async () => (await ask('workers')).connections,
   killWorker: (slot) => ask('kill-worker', { slot }),
   killBroker: (slot) => ask('kill-broker', { slot }),
+  /** Changes the number of workers, and waits until that is done. */
+  scale: (workers) => ask('scale', { workers }),
   /** Stops listening, so that the process can end. */
   close: () => lines.close(),
 };

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod auth;
+mod bench;
 mod closes;
 mod command_line;
 mod deploy;

@@ -9,33 +9,9 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::{counted, json};
+use crate::counted;
 
 const QUICK: &str = "[shutdown]\ntimeout = \"3s\"";
-
-/// What `scale --json` answers.
-async fn scale(cluster: &Cluster, workers: u32) -> serde_json::Value {
-    let workers = workers.to_string();
-    let output = cluster
-        .verb(&["scale", "--json", "--workers", &workers])
-        .await;
-    assert!(output.status.success(), "{output:?}");
-    json(&String::from_utf8_lossy(&output.stdout))
-}
-
-/// Waits until exactly so many workers are there, all of them ready.
-async fn has_workers(cluster: &Cluster, count: u32) {
-    eventually(&format!("{count} workers"), patience(), async || {
-        let status = cluster.status().await?;
-        let slots: Vec<u32> = status.workers().iter().map(|node| node.slot).collect();
-        if status.is_whole() && slots == (1..=count).collect::<Vec<_>>() {
-            Ok(())
-        } else {
-            Err(format!("{status:?}"))
-        }
-    })
-    .await;
-}
 
 async fn connect(cluster: &Cluster, count: usize) -> Vec<Raw> {
     let mut clients = Vec::new();
@@ -49,14 +25,14 @@ async fn connect(cluster: &Cluster, count: usize) -> Vec<Raw> {
 async fn new_workers_take_new_clients_until_all_have_the_same() {
     let cluster = Cluster::start(1, 1).await;
     let mut clients = connect(&cluster, 40).await;
-    let answer = scale(&cluster, 4).await;
+    let answer = cluster.scale(4).await;
     let starting = value!(["worker-2", "worker-3", "worker-4"]);
     assert_eq!(answer["starting"], starting, "{answer}");
-    has_workers(&cluster, 4).await;
+    cluster.has_workers(4).await;
     clients.extend(connect(&cluster, 120).await);
     let counts = counted(&cluster, 160).await;
-    // 9/8 of the mean and 8 more is what the gate allows.
-    assert!(counts.iter().all(|count| *count <= 53), "{counts:?}");
+    // Up to 9/8 of the mean and 8 more a worker takes one more.
+    assert!(counts.iter().all(|count| *count <= 54), "{counts:?}");
     for client in &mut clients {
         assert!(client.is_alive().await);
     }
@@ -83,10 +59,10 @@ async fn clients_of_a_worker_that_goes_are_closed_without_a_status_and_find_the_
             }
         });
     }
-    let answer = scale(&cluster, 1).await;
+    let answer = cluster.scale(1).await;
     assert_eq!(answer["draining"], value!(["worker-2", "worker-3"]));
     assert_eq!(answer["within_ms"], 3000);
-    has_workers(&cluster, 1).await;
+    cluster.has_workers(1).await;
     done.send(()).unwrap();
 
     let mut closes = Vec::new();
@@ -115,10 +91,10 @@ async fn a_worker_that_does_not_let_go_is_killed_when_its_time_is_up() {
         .start()
         .await;
     cluster.signal_node("worker", 2, Signal::STOP).await;
-    scale(&cluster, 1).await;
+    cluster.scale(1).await;
     let node = cluster.status().await.unwrap();
     assert_eq!(node.node("worker", 2).unwrap().state, "draining");
-    has_workers(&cluster, 1).await;
+    cluster.has_workers(1).await;
     let log = cluster.log();
     assert!(log.contains("has not ended in time"), "{log}");
     cluster.down().await;
@@ -130,13 +106,13 @@ async fn the_newest_goal_counts() {
     let _clients = connect(&cluster, 30).await;
     counted(&cluster, 30).await;
     let before = cluster.status().await.unwrap();
-    scale(&cluster, 1).await;
-    let answer = scale(&cluster, 2).await;
+    cluster.scale(1).await;
+    let answer = cluster.scale(2).await;
     assert_eq!(answer["starting"], value!(["worker-2"]), "{answer}");
     let back = cluster.replaced(before.node("worker", 2).unwrap()).await;
     assert_eq!(back.restarts, 0, "it did not end by accident");
-    has_workers(&cluster, 2).await;
-    let answer = scale(&cluster, 2).await;
+    cluster.has_workers(2).await;
+    let answer = cluster.scale(2).await;
     assert_eq!(answer["starting"], value!([]), "there is nothing to do");
     let after = cluster.status().await.unwrap();
     let pid = |status: &Status| status.node("worker", 1).unwrap().pid;
@@ -148,7 +124,7 @@ async fn the_newest_goal_counts() {
 async fn a_cluster_that_drains_workers_can_be_ended() {
     let cluster = Cluster::start(2, 1).await;
     let _clients = connect(&cluster, 30).await;
-    scale(&cluster, 1).await;
+    cluster.scale(1).await;
     // With the default time-out the drain would take longer than this test waits.
     cluster.down().await;
 }
@@ -166,7 +142,7 @@ async fn goals_that_make_no_sense_are_refused_with_the_limits_or_what_to_do() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(error.contains(message), "{error}");
     }
-    has_workers(&cluster, 1).await;
+    cluster.has_workers(1).await;
 }
 
 /// As far apart as the gate lets workers drift: up to 9/8 of the mean and 8

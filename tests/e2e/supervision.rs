@@ -1,6 +1,8 @@
 //! Nodes that hang, and an orchestrator that does.
 
-use muster_tests::{Cluster, Raw, eventually, patience};
+use std::process::Command;
+
+use muster_tests::{Cluster, Raw, eventually, patience, tools};
 use rustix::process::Signal;
 use tokio::time::{Duration, sleep};
 
@@ -63,6 +65,34 @@ async fn a_stopped_worker_is_replaced_and_the_others_clients_notice_nothing() {
     let after = cluster.status().await.unwrap();
     assert_eq!(after.node("worker", 2).unwrap().restarts, 0);
     assert_eq!(after.node("broker", 1).unwrap().restarts, 0);
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_while_it_starts_is_replaced_until_one_does_start() {
+    let cluster = Cluster::builder(2, 1)
+        .config("[supervision]\nstart_timeout = \"2s\"")
+        .start()
+        .await;
+    let before = cluster.status().await.unwrap();
+    // Whoever opens a pipe that nobody writes to waits for ever.
+    let config = cluster.runtime_dir().join("config.toml");
+    let aside = cluster.runtime_dir().join("aside.toml");
+    std::fs::rename(&config, &aside).unwrap();
+    tools::run(Command::new("mkfifo").arg(&config));
+    cluster.signal_node("worker", 1, Signal::KILL).await;
+    eventually("the next life is found hanging", patience(), async || {
+        let status = cluster.status().await?;
+        let node = status.node("worker", 1).ok_or("it is not listed")?;
+        match &node.last_exit {
+            Some(exit) if exit.contains("hung") => Ok(()),
+            Some(_) | None => Err(format!("{node:?}")),
+        }
+    })
+    .await;
+    std::fs::rename(&aside, &config).unwrap();
+    let victim = before.node("worker", 1).unwrap();
+    assert!(cluster.replaced(victim).await.restarts >= 2);
+    cluster.down().await;
 }
 
 #[tokio::test]

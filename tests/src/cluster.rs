@@ -306,6 +306,35 @@ impl Cluster {
         .await
     }
 
+    /// Begins to change the number of workers; what `scale --json` answers.
+    ///
+    /// # Panics
+    /// When the orchestrator refuses.
+    pub async fn scale(&self, workers: u32) -> Value {
+        let workers = workers.to_string();
+        let output = self.verb(&["scale", "--json", "--workers", &workers]).await;
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("the answer is JSON")
+    }
+
+    /// Waits until exactly so many workers are there, all of them ready.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    pub async fn has_workers(&self, count: u32) {
+        eventually(&format!("{count} workers"), patience(), async || {
+            let status = self.status().await?;
+            let workers = status.workers();
+            let are_all = workers.iter().map(|node| node.slot).eq(1..=count);
+            if are_all && status.is_whole() {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
+        .await;
+    }
+
     /// Sends a signal to the orchestrator and all nodes, as they were then.
     pub fn signal_all(&self, status: &Status, signal: Signal) {
         for pid in status.pids() {

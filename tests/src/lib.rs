@@ -1,9 +1,9 @@
-//! What tests of whole clusters share: the harness, a client that shows every
-//! byte, and the load generator.
+//! What tests of whole clusters share: the harness, and a client that
+//! shows every byte.
 
 pub mod cluster;
 pub mod eventually;
-pub mod load;
+pub mod floor;
 pub mod orchestrator;
 pub mod raw;
 pub mod status;

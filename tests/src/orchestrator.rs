@@ -9,10 +9,11 @@ use std::{
 };
 
 /// Crates that the binary is made of.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 7] = [
     "wire",
     "proto",
     "daemon",
+    "bench",
     "worker",
     "broker",
     "orchestrator",

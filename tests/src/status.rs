@@ -43,6 +43,8 @@ pub struct Node {
 pub struct Stats {
     /// Open connections (a worker's).
     pub connections: u64,
+    /// Publications that came in.
+    pub publications: u64,
     /// Shards that are open (a broker's).
     pub shards: u32,
     /// Links that stand.

@@ -30,6 +30,9 @@ use crate::{
 
 /// A gated worker looks again this often (delivery.md E4).
 const GATE_TICK: Duration = Duration::from_millis(50);
+/// How often those who were too fast are looked at again. What they may do by
+/// then they do at once, so that must be little.
+const PACE_TICK: Duration = Duration::from_millis(5);
 /// Bytes of publications fanned out in one turn, before what they left in the
 /// clients' outboxes is written.
 const LINK_BYTES_MAX: usize = 256 * 1024;
@@ -59,6 +62,7 @@ struct Worker<'c> {
     config: &'c Config,
     phase: Phase,
     next_tick: Instant,
+    next_pace: Instant,
     next_heartbeat: Instant,
 }
 
@@ -79,6 +83,7 @@ pub(crate) async fn serve(
         config,
         phase: Phase::Starting { give_up: None },
         next_tick: Instant::now(),
+        next_pace: Instant::now(),
         next_heartbeat: Instant::now(),
     };
     while !worker.is_drained() {
@@ -98,6 +103,11 @@ pub(crate) async fn serve(
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),
             () = sleep_until(worker.next_tick) => worker.handle_tick(),
+            () = sleep_until(worker.next_pace), if worker.engine.has_slowed() => {
+                worker.engine.set_now(now());
+                worker.engine.resume_slowed();
+                worker.next_pace = Instant::now() + PACE_TICK;
+            }
             stop = signals.next() => match stop {
                 Stop::Graceful => worker.begin_drain(),
                 Stop::AtOnce => break,

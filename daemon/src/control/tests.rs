@@ -196,3 +196,29 @@ async fn a_node_that_takes_no_commands_can_still_report() {
     flood.abort();
     task.abort();
 }
+
+#[tokio::test]
+async fn a_log_filter_is_answered_for_the_node_and_the_rest_is_left_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let mut orchestrator = Orchestrator::start(&socket);
+    let (mut handle, task) = control(socket, hello());
+    let task = tokio::spawn(task);
+    let mut stream = orchestrator.stream().await;
+    stream.next().await;
+    let filter = Some("muster=loud".to_owned());
+    let request = query::Request::LogFilter(LogFilterRequest { filter });
+    let query = |id, request| Command::Query(Query { id, request });
+    stream.command(query(7, Some(request))).await;
+    stream.command(query(8, None)).await;
+    let Report::Reply(reply) = stream.next().await else {
+        panic!("the query is answered");
+    };
+    assert_eq!(reply.id, 7);
+    let Some(reply::Answer::LogFilter(result)) = reply.answer else {
+        panic!("as one about the filter: {reply:?}");
+    };
+    assert!(result.error.contains("muster=loud"), "{}", result.error);
+    assert_eq!(handle.commands.recv().await, Some(query(8, None)));
+    task.abort();
+}

@@ -11,7 +11,6 @@ use super::{Cluster, Stage, WORKER_GRACE, signal};
 use crate::{
     adoption::{Adopted, Adoption},
     announce::announce,
-    cli::Size,
     node::NodeId,
     process::Process,
     state::{LifeState, State},
@@ -77,10 +76,7 @@ impl Cluster {
         let state = State {
             incarnation: highest.unwrap_or(0).max(self.settings.incarnation),
             started: self.started,
-            size: Size {
-                workers: self.workers,
-                ..self.settings.size
-            },
+            size: self.settings.size,
             lives,
             view: self.membership.view().clone(),
         };

@@ -19,6 +19,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a publication's outcome may take from its worker to here.
 const PUBLISH_GRACE: Duration = Duration::from_secs(1);
 
+/// Where an orchestrator begins to number its queries: elsewhere than the one
+/// before it, whose nodes may still answer that.
+pub(super) fn first_query(incarnation: u64) -> u64 {
+    incarnation.wrapping_add(u64::from(std::process::id()) << 32)
+}
+
 /// Tells operators what came of their queries.
 pub(super) fn conclude(ended: impl IntoIterator<Item = (Operator, Gathered)>) {
     for (answer, gathered) in ended {
@@ -106,7 +112,7 @@ impl Cluster {
                 };
                 let ready: Vec<NodeId> = workers.into_iter().filter(is_ready).collect();
                 // Another one each time: one that hangs must not fail them all.
-                let turn = usize::try_from(self.calls.count()).unwrap_or_default();
+                let turn = usize::try_from(self.calls.last_id()).unwrap_or_default();
                 let chosen = turn.checked_rem(ready.len()).map(|index| ready[index]);
                 chosen.into_iter().collect()
             }

@@ -24,11 +24,11 @@ impl Cluster {
             return Err(ScaleRefused);
         }
         info!(
-            from = self.workers,
+            from = self.settings.size.workers,
             to = workers,
             "Changing the number of workers."
         );
-        self.workers = workers;
+        self.settings.size.workers = workers;
         let within = self.settings.shutdown_timeout;
         let mut answer = pb::ScaleResponse {
             workers,
@@ -61,7 +61,7 @@ impl Cluster {
         for id in self.fleet.ids(Role::Worker) {
             if self.phase(id) == Some(Phase::Stopped) {
                 self.fleet.remove(id);
-                if id.slot <= self.workers {
+                if id.slot <= self.settings.size.workers {
                     self.fleet.add(id);
                 } else {
                     info!(node = %id, "Worker is gone.");

@@ -27,10 +27,7 @@ pub(crate) enum OperatorError {
     RuntimeDir(#[from] RuntimeDirError),
     #[error("{0}")]
     Refused(String),
-    #[error(
-        "no client has the session id {0}: it is gone, or lives elsewhere (a client knows its own \
-         id after the handshake)"
-    )]
+    #[error("no client has the session id {0}: it is gone; `connections` lists those there are")]
     UnknownConnection(String),
     #[error("the worker refused: {0}")]
     Client(String),

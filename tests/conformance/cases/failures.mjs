@@ -10,6 +10,9 @@ const RECONNECT = { autoReconnect: true, autoReconnectOptions: { initialDelay: 5
 // Longer than one round ever takes; a round that lost something is repeated.
 const ROUND_MS = 3000;
 
+// Half of what a client waits that does not come back at once.
+const AT_ONCE_MS = 5000;
+
 /** Every member publishes and every member receives from every one; throws what went wrong. */
 async function round(members, channel) {
   const id = Math.random();
@@ -44,9 +47,17 @@ async function counts(operator, total) {
   }
 }
 
-async function join(create, channel) {
+async function allOpen(members, patience) {
+  const deadline = Date.now() + patience;
+  while (members.some(({ client }) => client.state !== 'open')) {
+    assert.ok(Date.now() < deadline, `not all connected within ${patience} ms`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+async function join(create, channel, options = RECONNECT) {
   return Promise.all(Array.from({ length: MEMBERS }, async () => {
-    const client = create(RECONNECT);
+    const client = create(options);
     await client.connected();
     return { client, received: await client.subscribe(channel) };
   }));
@@ -85,6 +96,33 @@ export const failures = [
         assert.equal((await client.events.disconnect.next()).code, 1006);
         assert.equal(client.events.disconnect.seen, 1);
       }
+    },
+  },
+  {
+    name: 'clients of a worker that is taken away come back at once and resubscribe',
+    alone: true,
+    async run({ create, channel, operator }) {
+      await counts(operator, 0);
+      // Clients as they come: after most closes they wait 10 to 20 seconds.
+      const members = [];
+      let connections = [0];
+      // The gate may leave one of many workers without a client for a while.
+      while (connections.at(-1) === 0) {
+        members.push(...(await join(create, channel, { autoReconnect: true })));
+        assert.ok(members.length <= 8 * MEMBERS, `the last worker gets no client: ${connections}`);
+        connections = await counts(operator, members.length);
+      }
+      await round(members, channel);
+      await operator.scale(connections.length - 1);
+      await allOpen(members, AT_ONCE_MS);
+      await serviceIsWhole(members, channel);
+      const gone = members.filter(({ client }) => client.events.disconnect.seen > 0);
+      assert.equal(gone.length, connections.at(-1));
+      for (const { client } of gone) {
+        assert.equal((await client.events.disconnect.next()).code, 1005);
+        assert.equal(client.events.disconnect.seen, 1);
+      }
+      await operator.scale(connections.length);
     },
   },
 ];

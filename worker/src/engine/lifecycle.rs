@@ -70,7 +70,6 @@ impl Engine {
         self.publish_load();
         self.look_at_gate();
         self.has_news = true;
-        self.has_ticked = true;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(self.now.millis, &mut due);
         for key in due.drain(..) {

@@ -75,12 +75,12 @@ pub(crate) struct Engine {
     read_buffer: Vec<u8>,
     /// Have whole messages left over from their turn.
     backlog: VecDeque<ConnectionKey>,
-    /// Are not read, by the reason why.
+    /// Are not read, by what they wait for.
     paused: HashMap<Pause, Vec<ConnectionKey>>,
     /// Something happened that may have made room for those.
     has_news: bool,
-    /// So much time passed that those who were too fast may go on.
-    has_ticked: bool,
+    /// Are not read, because they were too fast.
+    slowed: Vec<ConnectionKey>,
     /// Frames for one client, for reuse.
     out: Vec<Bytes>,
     ready: Vec<Ready>,
@@ -126,7 +126,7 @@ impl Engine {
             backlog: VecDeque::new(),
             paused: HashMap::new(),
             has_news: false,
-            has_ticked: false,
+            slowed: Vec::new(),
             out: Vec::new(),
             ready: Vec::new(),
             due: Vec::new(),

@@ -146,9 +146,10 @@ impl Engine {
         self.send(key, &mut out);
         self.out = out;
         match channel {
-            Some(channel) if channels.is_empty() => {
-                Err(format!("the connection does not subscribe to {channel}"))
-            }
+            Some(channel) if channels.is_empty() => Err(format!(
+                "the connection does not subscribe to {channel}; `connections --channel` lists \
+                 those that do"
+            )),
             _ => Ok(()),
         }
     }
@@ -188,7 +189,7 @@ impl Engine {
         self.out = out;
         is_set
             .then_some(())
-            .ok_or_else(|| "the connection has not finished its handshake".to_owned())
+            .ok_or_else(|| "the connection has not finished its handshake: try again".to_owned())
     }
 
     fn remove_token(&mut self, key: ConnectionKey) -> Result<(), String> {
@@ -228,7 +229,13 @@ fn publish_result(result: Result<(), CallError>) -> PublishResult {
         Err(error) if error == CallError::outcome_unknown() => {
             refusal(Outcome::Unknown, &error.message)
         }
-        Err(error) => refusal(Outcome::Refused, &error.message),
+        Err(error) => {
+            let message = format!(
+                "{}; nothing was published: try again, or raise the limit",
+                error.message
+            );
+            refusal(Outcome::Refused, &message)
+        }
     }
 }
 

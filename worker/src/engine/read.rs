@@ -72,20 +72,36 @@ impl Engine {
         if self.paused.is_empty() || !std::mem::take(&mut self.has_news) {
             return;
         }
-        let has_ticked = std::mem::take(&mut self.has_ticked);
         for (pause, keys) in std::mem::take(&mut self.paused) {
-            let may_any = match pause {
-                Pause::Shard(shard) => self.core.router.has_room(shard),
-                Pause::Answers => true,
-                Pause::Rate => has_ticked,
-            };
-            if !may_any {
+            if let Pause::Shard(shard) = pause
+                && !self.core.router.has_room(shard)
+            {
                 self.paused.insert(pause, keys);
                 continue;
             }
             for key in keys {
                 self.resume(key, pause);
             }
+        }
+    }
+
+    /// Whether there are clients that wait for nothing but time.
+    pub(crate) fn has_slowed(&self) -> bool {
+        !self.slowed.is_empty()
+    }
+
+    /// Reads again from those who were too fast and have waited for it.
+    pub(crate) fn resume_slowed(&mut self) {
+        for key in std::mem::take(&mut self.slowed) {
+            self.resume(key, Pause::Rate);
+        }
+    }
+
+    /// Remembers whom to read again.
+    fn park(&mut self, key: ConnectionKey, pause: Pause) {
+        match pause {
+            Pause::Rate => self.slowed.push(key),
+            Pause::Shard(_) | Pause::Answers => self.paused.entry(pause).or_default().push(key),
         }
     }
 
@@ -101,7 +117,7 @@ impl Engine {
             return;
         };
         if !self.core.may_resume(pause, session, self.now) {
-            self.paused.entry(pause).or_default().push(key);
+            self.park(key, pause);
             return;
         }
         // We did not read, so its silence means nothing (delivery.md A6).
@@ -353,7 +369,7 @@ impl Engine {
             && connection.paused.is_none()
         {
             connection.paused = Some(now);
-            self.paused.entry(pause).or_default().push(key);
+            self.park(key, pause);
             self.watch(key, |interest| interest.read = false);
         }
     }

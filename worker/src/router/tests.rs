@@ -103,18 +103,24 @@ impl Cluster {
         let cid = self.next_cid;
         self.next_cid += 1;
         let channel = CHANNELS[self.rng.random_range(0..CHANNELS.len())];
-        let publication = Publication {
-            channel: ChannelName::try_from(channel).unwrap(),
-            data: None,
-            producer,
-            n: *n,
-            waiter: Some(Waiter::Client(Call {
+        // The last one publishes for operators.
+        let waiter = if client == CLIENTS - 1 {
+            Waiter::Operator(cid)
+        } else {
+            Waiter::Client(Call {
                 connection: ConnectionKey {
                     index: client,
                     serial: 0,
                 },
                 cid: CallId::from_json(&cid.to_string()).unwrap(),
-            })),
+            })
+        };
+        let publication = Publication {
+            channel: ChannelName::try_from(channel).unwrap(),
+            data: None,
+            producer,
+            n: *n,
+            waiter: Some(waiter),
             accepted: self.now,
         };
         self.published.insert((producer, *n), self.now);
@@ -271,10 +277,10 @@ impl Cluster {
 
     fn take_answers(&mut self) {
         for Answer { waiter, result } in self.router.take_answers() {
-            let Waiter::Client(call) = waiter else {
-                panic!("no operator published: {waiter:?}");
+            let cid = match waiter {
+                Waiter::Client(call) => call.cid.to_string().parse().unwrap(),
+                Waiter::Operator(query) => query,
             };
-            let cid = call.cid.to_string().parse().unwrap();
             assert_eq!(
                 self.answered.insert(cid, result.is_ok()),
                 None,

@@ -6,11 +6,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 use super::{
-    LoadError,
+    BenchError,
     clock::{Micros, SECOND, now},
-    status::Cluster,
+    interrupt::Interrupt,
+    server::Server,
 };
-use crate::status::Status;
 
 /// Between two looks at the cluster's state.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -33,57 +33,57 @@ pub(super) struct Round {
 
 /// Signals one node after the other, until `until` at most.
 pub(super) fn run(
-    cluster: &Cluster,
+    server: &Server,
+    interrupt: &Interrupt,
     (kills, stops): (u32, u32),
     until: Micros,
-) -> Result<Vec<Round>, LoadError> {
+) -> Result<Vec<Round>, BenchError> {
     let kills = (0..kills).map(|_| ("KILL", Signal::KILL));
     let stops = (0..stops).map(|_| ("STOP", Signal::STOP));
     let mut rounds = Vec::new();
     for (turn, (name, signal)) in kills.chain(stops).enumerate() {
-        if now() + PAUSE >= until {
+        if now() + PAUSE >= until || interrupt.is_set() {
             break;
         }
-        rounds.push(round(cluster, turn, name, signal)?);
-        thread::sleep(Duration::from_micros(PAUSE));
+        rounds.push(round(server, turn, name, signal)?);
+        interrupt.sleep_until(now() + PAUSE, || {});
     }
     Ok(rounds)
 }
 
 fn round(
-    cluster: &Cluster,
+    server: &Server,
     turn: usize,
     name: &'static str,
     signal: Signal,
-) -> Result<Round, LoadError> {
-    let before = cluster.status()?;
+) -> Result<Round, BenchError> {
+    let Some(before) = server.status()? else {
+        return Err(BenchError::KillBlindly);
+    };
     let node = &before.nodes[turn % before.nodes.len()];
-    let pid = i32::try_from(node.pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| LoadError::NoSuchNode(format!("{}:{}", node.role, node.slot)))?;
+    let pid = node.pid.and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| BenchError::NoSuchNode(node.name.clone()))?;
     let at = now();
     kill_process(pid, signal)
-        .map_err(|error| LoadError::io("cannot signal a node")(error.into()))?;
+        .map_err(|error| BenchError::io("cannot signal a node")(error.into()))?;
     let mut round = Round {
-        node: format!("{}:{}", node.role, node.slot),
+        node: node.name.clone(),
         signal: name,
         replaced_us: None,
         whole_us: None,
     };
     while now() < at + WHOLE_TIMEOUT && round.whole_us.is_none() {
-        let status = cluster.status()?;
+        let Some(status) = server.status()? else {
+            return Err(BenchError::KillBlindly);
+        };
         let passed = now() - at;
-        let now_there = status.node(&node.role, node.slot);
-        if now_there.is_some_and(|there| there.incarnation > node.incarnation) {
+        let there = status.node(&node.name);
+        if there.is_some_and(|there| there.incarnation > node.incarnation) {
             round.replaced_us.get_or_insert(passed);
-            if is_whole(&status) {
-                round.whole_us = Some(passed);
-            }
+            round.whole_us = status.is_whole().then_some(passed);
         }
         thread::sleep(INTERVAL);
     }
     Ok(round)
-}
-
-fn is_whole(status: &Status) -> bool {
-    status.nodes.iter().all(|node| node.state == "ready")
 }

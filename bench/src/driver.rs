@@ -18,13 +18,13 @@ use rustix::{
     },
 };
 
-use self::{
-    accounts::Accounts,
-    sockets::{Client, Sockets},
+use self::accounts::Accounts;
+pub(super) use self::{
+    accounts::{histogram, pairs},
+    sockets::{Client, Sockets, channel_name},
 };
-pub(super) use self::{accounts::histogram, sockets::channel_name};
 use super::{
-    LoadError,
+    BenchError,
     clients::Event,
     clock::{Micros, SECOND, micros, now, timespec},
     messages::{ChildMessage, Connected, ParentMessage, Sent, Window},
@@ -96,7 +96,7 @@ struct Driver<'a> {
 }
 
 /// Runs this process's share and reports to the parent.
-pub(super) fn run(options: &Options, index: u32) -> Result<(), LoadError> {
+pub(super) fn run(options: &Options, index: u32) -> Result<(), BenchError> {
     let plan = Plan::new(&options.scenario);
     let mut driver = Driver::new(options, &plan, index)?;
     let mut buffer = vec![0; READ_BUFFER_BYTES];
@@ -111,7 +111,7 @@ pub(super) fn run(options: &Options, index: u32) -> Result<(), LoadError> {
             None,
         ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(LoadError::io("cannot wait for sockets")(error.into())),
+            Err(error) => return Err(BenchError::io("cannot wait for sockets")(error.into())),
         }
         for event in &events {
             match event.data.u64() {
@@ -133,15 +133,15 @@ pub(super) fn run(options: &Options, index: u32) -> Result<(), LoadError> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(options: &'a Options, plan: &Plan, index: u32) -> Result<Self, LoadError> {
+    fn new(options: &'a Options, plan: &Plan, index: u32) -> Result<Self, BenchError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|error| LoadError::io("cannot create an epoll descriptor")(error.into()))?;
+            .map_err(|error| BenchError::io("cannot create an epoll descriptor")(error.into()))?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)
-            .map_err(|error| LoadError::io("cannot create a timer")(error.into()))?;
+            .map_err(|error| BenchError::io("cannot create a timer")(error.into()))?;
         let watch = |fd: BorrowedFd<'_>, data| {
             let data = epoll::EventData::new_u64(data);
             epoll::add(&epoll, fd, data, epoll::EventFlags::IN)
-                .map_err(|error| LoadError::io("cannot watch a descriptor")(error.into()))
+                .map_err(|error| BenchError::io("cannot watch a descriptor")(error.into()))
         };
         watch(timer.as_fd(), TIMER)?;
         watch(io::stdin().as_fd(), STDIN)?;
@@ -173,7 +173,7 @@ impl<'a> Driver<'a> {
         })
     }
 
-    fn arm_timer(&self) -> Result<(), LoadError> {
+    fn arm_timer(&self) -> Result<(), BenchError> {
         let at = self
             .due
             .peek()
@@ -187,11 +187,11 @@ impl<'a> Driver<'a> {
             it_value: timespec(at.max(1)),
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)
-            .map_err(|error| LoadError::io("cannot set a timer")(error.into()))?;
+            .map_err(|error| BenchError::io("cannot set a timer")(error.into()))?;
         Ok(())
     }
 
-    fn connect_more(&mut self) -> Result<(), LoadError> {
+    fn connect_more(&mut self) -> Result<(), BenchError> {
         while self.connecting < self.options.run.connecting_max
             && self.unconnected < self.clients.len()
         {
@@ -203,7 +203,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    fn connect(&mut self, index: usize) -> Result<(), LoadError> {
+    fn connect(&mut self, index: usize) -> Result<(), BenchError> {
         self.sockets.connect(
             &self.epoll,
             index,
@@ -217,7 +217,7 @@ impl<'a> Driver<'a> {
         index: usize,
         flags: epoll::EventFlags,
         buffer: &mut [u8],
-    ) -> Result<(), LoadError> {
+    ) -> Result<(), BenchError> {
         let was_ready = self.clients[index].is_ready();
         if flags.contains(epoll::EventFlags::OUT) {
             self.sockets
@@ -311,7 +311,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn on_time(&mut self) -> Result<(), LoadError> {
+    fn on_time(&mut self) -> Result<(), BenchError> {
         while let Some(Reverse((at, due))) = self.due.peek().copied() {
             if at > now() {
                 break;
@@ -325,12 +325,12 @@ impl<'a> Driver<'a> {
                     self.accounts.processor_us =
                         procfs::own_processor_us().saturating_sub(self.processor_at_start);
                 }
-                Due::Stop => {
+                Due::Stop if matches!(self.stage, Stage::Publishing) => {
                     self.stage = Stage::Answering {
                         until: now() + ANSWER_TIMEOUT,
                     }
                 }
-                Due::LookAgain => {}
+                Due::Stop | Due::LookAgain => {}
             }
         }
         Ok(())
@@ -362,7 +362,12 @@ impl<'a> Driver<'a> {
         text.extend_from_slice(channel.as_bytes());
         text.extend_from_slice(br#"","data":"#);
         stamp.write(&self.padding, text);
-        write!(text, r#"}},"cid":{cid}}}"#).expect("a vector takes every byte");
+        if self.options.run.without_acks {
+            publisher.answer(cid, false);
+            text.extend_from_slice(b"}}");
+        } else {
+            write!(text, r#"}},"cid":{cid}}}"#).expect("a vector takes every byte");
+        }
         client.send(text);
         self.sockets.flush(&self.epoll, index, client);
         if self.window.contains(at) {
@@ -371,7 +376,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Goes to the next stage when the present one is through.
-    fn advance(&mut self) -> Result<(), LoadError> {
+    fn advance(&mut self) -> Result<(), BenchError> {
         match &self.stage {
             Stage::Connecting if self.unconnected == self.clients.len() && self.connecting == 0 => {
                 self.stage = Stage::Waiting;
@@ -426,7 +431,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn read_parent(&mut self) -> Result<(), LoadError> {
+    fn read_parent(&mut self) -> Result<(), BenchError> {
         let mut chunk = [0; 64 << 10];
         match rustix::io::read(io::stdin(), &mut chunk) {
             Ok(0) => {
@@ -434,12 +439,12 @@ impl<'a> Driver<'a> {
                 return Ok(());
             }
             Ok(len) => self.stdin.extend_from_slice(&chunk[..len]),
-            Err(error) => return Err(LoadError::io("cannot read from the parent")(error.into())),
+            Err(error) => return Err(BenchError::io("cannot read from the parent")(error.into())),
         }
         while let Some(end) = self.stdin.iter().position(|byte| *byte == b'\n') {
             let line: Vec<_> = self.stdin.drain(..=end).collect();
             let message = serde_json::from_slice(&line)
-                .map_err(|error| LoadError::Message(error.to_string()))?;
+                .map_err(|error| BenchError::Message(error.to_string()))?;
             self.obey(message);
         }
         Ok(())
@@ -460,18 +465,23 @@ impl<'a> Driver<'a> {
                 self.due.push(Reverse((window.to, Due::WindowEnds)));
                 self.due.push(Reverse((end, Due::Stop)));
             }
+            ParentMessage::Stop { at } => {
+                self.window.to = at.min(self.window.to);
+                self.due.push(Reverse((at, Due::WindowEnds)));
+                self.due.push(Reverse((at, Due::Stop)));
+            }
             ParentMessage::Settle { sent, until } => self.stage = Stage::Settling { sent, until },
         }
     }
 }
 
-fn tell(message: &ChildMessage) -> Result<(), LoadError> {
+fn tell(message: &ChildMessage) -> Result<(), BenchError> {
     let mut line =
-        serde_json::to_vec(message).map_err(|error| LoadError::Message(error.to_string()))?;
+        serde_json::to_vec(message).map_err(|error| BenchError::Message(error.to_string()))?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(&line)
         .and_then(|()| stdout.flush())
-        .map_err(LoadError::io("cannot write to the parent"))
+        .map_err(BenchError::io("cannot write to the parent"))
 }

@@ -2,13 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::{LoadError, hostile::Flood};
+use super::{BenchError, hostile::Flood};
 
-/// Puts load on a cluster and accounts for every publication.
-#[derive(Debug, Parser)]
-#[command(name = "load", version)]
+/// What is measured, and how.
+#[derive(Debug, Clone, Args)]
 pub struct Options {
     #[command(subcommand)]
     pub(super) scenario: Scenario,
@@ -48,6 +47,32 @@ pub(super) enum Scenario {
         #[arg(long, default_value_t = 1.0, value_parser = positive)]
         rate: f64,
     },
+    /// The highest load at which latency stays within a limit: raised step by
+    /// step until it does not, then narrowed down.
+    Saturate {
+        /// What is made more of.
+        #[arg(value_enum)]
+        what: Shape,
+        /// Subscribers of the one channel.
+        #[arg(long, default_value_t = 1000)]
+        subscribers: u32,
+        #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+        lobbies: u32,
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        members: u32,
+        /// The limit for the 99th percentile of latency, in milliseconds.
+        #[arg(long, default_value_t = 100.0, value_parser = positive)]
+        p99_ms: f64,
+        /// This step's rate, as `--rate` of the scenario.
+        #[arg(long, hide = true, default_value_t = 1.0)]
+        step_rate: f64,
+    },
+    /// Clients that connect, subscribe, close, and begin again.
+    Churn {
+        /// Clients of each process that do so at a time.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+        clients: u32,
+    },
     /// Many connections, each receiving now and then.
     Hold {
         #[arg(long, default_value_t = 10_000)]
@@ -61,24 +86,46 @@ pub(super) enum Scenario {
     },
 }
 
+/// What saturates a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shape {
+    /// As the scenario `fanout`.
+    Fanout,
+    /// As the scenario `lobby`.
+    Lobby,
+}
+
+impl Scenario {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Idle { .. } => "idle",
+            Self::Fanout { .. } => "fanout",
+            Self::Lobby { .. } => "lobby",
+            Self::Saturate { .. } => "saturate",
+            Self::Churn { .. } => "churn",
+            Self::Hold { .. } => "hold",
+        }
+    }
+}
+
 /// What all scenarios have in common. Times are in seconds.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RunOptions {
-    /// Where to connect: `ws://ADDRESS:PORT/PATH`.
-    #[arg(
-        long,
-        global = true,
-        default_value = "ws://127.0.0.1:8000/socketcluster/"
-    )]
-    pub(super) url: String,
+    /// Where to connect: `ws://ADDRESS:PORT/PATH` [default: the running cluster].
+    #[arg(long, global = true)]
+    pub(super) url: Option<String>,
+    /// A process of the server at --url, whose processor time and memory, and its
+    /// children's, are measured; may come several times.
+    #[arg(long, global = true, value_name = "PID", requires = "url")]
+    pub(super) server_pid: Vec<u32>,
     /// Measured time.
-    #[arg(long, global = true, default_value_t = 10.0, value_parser = positive)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10.0, value_parser = positive)]
     pub(super) duration: f64,
     /// Publishing before it.
-    #[arg(long, global = true, default_value_t = 2.0, value_parser = positive)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 2.0, value_parser = positive)]
     pub(super) warmup: f64,
     /// Longest wait for what is still under way after it.
-    #[arg(long, global = true, default_value_t = 10.0, value_parser = positive)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10.0, value_parser = positive)]
     pub(super) settle: f64,
     /// Bytes added to each publication.
     #[arg(long, global = true, default_value_t = 64)]
@@ -96,10 +143,9 @@ pub(super) struct RunOptions {
     pub(super) connecting_max: u32,
     /// Connect again this many seconds (and up to as many more) after a
     /// connection was lost; without it, lost connections stay away.
-    #[arg(long, global = true, value_parser = positive)]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = positive)]
     pub(super) reconnect: Option<f64>,
-    /// Kills a process in the middle of the measured time: `worker:1`, `broker:2`;
-    /// needs the runtime directory.
+    /// Kills a process in the middle of the measured time: `worker-1`, `broker-2`.
     #[arg(long, global = true)]
     pub(super) kill: Option<String>,
     /// Kills this many processes with SIGKILL, one after the other, each when the
@@ -115,18 +161,15 @@ pub(super) struct RunOptions {
     /// More subscribers of the first channel, which read nothing until the end.
     #[arg(long, global = true, default_value_t = 0)]
     pub(super) stalled: u32,
-    /// The cluster's runtime directory; with it, processor time and memory of the
-    /// cluster's processes are measured.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub(super) cluster_runtime_dir: Option<PathBuf>,
-    /// The binary that is asked for the cluster's state.
-    #[arg(
-        long,
-        global = true,
-        env = "MUSTER_ORCHESTRATOR",
-        default_value = "orchestrator"
-    )]
-    pub(super) orchestrator: PathBuf,
+    /// Publish without asking for acknowledgements, for servers that have none.
+    #[arg(long, global = true)]
+    pub(super) without_acks: bool,
+    /// Report also when the benchmark itself was the bottleneck.
+    #[arg(long, global = true)]
+    pub(super) force: bool,
+    /// Write a page with the figures and their plots there.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -157,10 +200,10 @@ pub(super) struct Target {
 }
 
 impl FromStr for Target {
-    type Err = LoadError;
+    type Err = BenchError;
 
-    fn from_str(url: &str) -> Result<Self, LoadError> {
-        let error = || LoadError::Url(url.into());
+    fn from_str(url: &str) -> Result<Self, BenchError> {
+        let error = || BenchError::Url(url.into());
         let rest = url.strip_prefix("ws://").ok_or_else(error)?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let addr = host.parse().map_err(|_| error())?;

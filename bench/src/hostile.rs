@@ -16,10 +16,10 @@ use muster_wire::frame::{Opcode, masked_frame};
 use serde::Serialize;
 
 use super::{
-    LoadError,
+    BenchError,
     clients::{Event, Protocol},
     clock::{Micros, SECOND, now},
-    options::{Options, Target},
+    options::{RunOptions, Target},
 };
 
 /// Messages in one write of a flood.
@@ -75,10 +75,10 @@ struct Connection {
 
 impl Hostile {
     /// Connects them; the flood begins at once.
-    pub(super) fn start(options: &Options, channel: &str) -> Result<Self, LoadError> {
-        let target: Target = options.run.url.parse()?;
+    pub(super) fn start(run: &RunOptions, url: &str, channel: &str) -> Result<Self, BenchError> {
+        let target: Target = url.parse()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let flood = match options.run.flood {
+        let flood = match run.flood {
             None => None,
             Some(kind) => {
                 let connection = Connection::open(&target, None)?;
@@ -86,7 +86,7 @@ impl Hostile {
                 Some(thread::spawn(move || connection.flood(kind, &stop)))
             }
         };
-        let stalled = (0..options.run.stalled).map(|_| {
+        let stalled = (0..run.stalled).map(|_| {
             let channel = Some(channel.to_owned());
             Connection::open(&target, channel)
         });
@@ -117,9 +117,9 @@ impl Hostile {
 }
 
 impl Connection {
-    fn open(target: &Target, channel: Option<String>) -> Result<Self, LoadError> {
+    fn open(target: &Target, channel: Option<String>) -> Result<Self, BenchError> {
         let mut stream =
-            TcpStream::connect(target.addr).map_err(LoadError::io("cannot connect"))?;
+            TcpStream::connect(target.addr).map_err(BenchError::io("cannot connect"))?;
         let mut out = Vec::new();
         let mut protocol = Protocol::begin(target, channel, 0, &mut out);
         let (mut buffer, mut unread) = ([0; 4096], Vec::new());
@@ -127,17 +127,17 @@ impl Connection {
         while !protocol.is_ready() {
             stream
                 .write_all(&out)
-                .map_err(LoadError::io("cannot write to a client's socket"))?;
+                .map_err(BenchError::io("cannot write to a client's socket"))?;
             out.clear();
             let left = Duration::from_micros(until.saturating_sub(now()).max(1));
             stream
                 .set_read_timeout(Some(left))
-                .map_err(LoadError::io("cannot set a timeout"))?;
-            let len = stream
-                .read(&mut buffer)
-                .map_err(LoadError::io("a client that is to misbehave is not served"))?;
+                .map_err(BenchError::io("cannot set a timeout"))?;
+            let len = stream.read(&mut buffer).map_err(BenchError::io(
+                "a client that is to misbehave is not served",
+            ))?;
             if len == 0 {
-                return Err(LoadError::Message("a connection ended early".into()));
+                return Err(BenchError::Message("a connection ended early".into()));
             }
             unread.extend_from_slice(&buffer[..len]);
             let used = protocol.receive(&mut unread, &mut out, |_| {});

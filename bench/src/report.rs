@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{self, Write},
 };
 
@@ -9,12 +10,19 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{
+    BenchError,
     clock::{Micros, SECOND},
     driver::histogram,
     hostile::Hostilities,
-    messages::{Connected, Outcome},
+    messages::{Connected, Outcome, Window},
+    options::RunOptions,
+    page,
     rounds::Round,
+    series::{Series, Summary},
 };
+
+/// A process that uses more of its one thread's core measures itself.
+pub(super) const GENERATOR_CORES_MAX: f64 = 0.95;
 
 /// The result of a run. Times are in microseconds.
 #[derive(Debug, Serialize)]
@@ -45,7 +53,13 @@ pub(super) struct Report {
     /// How late the generator itself was.
     pub(super) send_lag_us: Quantiles,
     pub(super) generator_cores: f64,
-    pub(super) cluster: Option<ClusterProcessor>,
+    /// What the busiest of the generator's processes, of one thread each, used.
+    pub(super) busiest_generator_cores: f64,
+    /// Second by second.
+    pub(super) series: Vec<Summary>,
+    /// Shares of all deliveries, and the latency that they stayed within.
+    pub(super) latency_curve: Vec<(f64, u64)>,
+    pub(super) server: Option<ServerProcessor>,
     pub(super) memory: Option<Memory>,
     /// From the kill to the last connection that was there again.
     pub(super) last_reconnect_after_kill_us: Option<Micros>,
@@ -77,12 +91,12 @@ pub(super) struct Quantiles {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct ClusterProcessor {
+pub(super) struct ServerProcessor {
     pub(super) cores: f64,
     pub(super) seconds_per_million_deliveries: Option<f64>,
 }
 
-/// Proportional set size of all processes of the cluster.
+/// Proportional set size of all processes of the server.
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     pub(super) empty_bytes: u64,
@@ -90,8 +104,23 @@ pub(super) struct Memory {
     pub(super) bytes_per_connection: Option<u64>,
 }
 
+/// Quantiles on the page: equally far apart on a scale on which each nine is as
+/// wide as the others.
+fn curve(histogram: &Histogram<u64>) -> Vec<(f64, u64)> {
+    const NINES: u32 = 5;
+    const STEPS: u32 = 8;
+    if histogram.is_empty() {
+        return Vec::new();
+    }
+    let share = |step: u32| 1.0 - 10_f64.powf(-f64::from(step) / f64::from(STEPS));
+    let shares = (0..=NINES * STEPS).map(share);
+    shares
+        .map(|share| (share, histogram.value_at_quantile(share)))
+        .collect()
+}
+
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn float(n: u64) -> f64 {
+pub(super) fn float(n: u64) -> f64 {
     n as f64
 }
 
@@ -127,7 +156,7 @@ impl Memory {
 }
 
 impl Quantiles {
-    fn new(histogram: &Histogram<u64>) -> Self {
+    pub(super) fn new(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self {
             p50: at(0.5),
@@ -142,11 +171,12 @@ impl Quantiles {
 
 impl Report {
     pub(super) fn new(
-        seconds: f64,
+        window: Window,
         expected_deliveries_per_second: f64,
         connects: Connects,
         outcomes: &[Outcome],
     ) -> Self {
+        let seconds = float(window.to - window.from) / float(SECOND);
         let (mut latency, mut lag) = (histogram(), histogram());
         let mut closed = BTreeMap::new();
         let mut orders = BTreeMap::new();
@@ -167,6 +197,7 @@ impl Report {
             disagreements += outcome.order_disagreements;
         }
         let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+        let series: Vec<_> = outcomes.iter().map(|outcome| &outcome.series).collect();
         let delivered_in_window = sum(|outcome| outcome.delivered_in_window);
         Self {
             connects,
@@ -195,7 +226,13 @@ impl Report {
             latency_us: Quantiles::new(&latency),
             send_lag_us: Quantiles::new(&lag),
             generator_cores: float(sum(|outcome| outcome.processor_us)) / float(SECOND) / seconds,
-            cluster: None,
+            busiest_generator_cores: outcomes
+                .iter()
+                .map(|outcome| float(outcome.processor_us) / float(SECOND) / seconds)
+                .fold(0.0, f64::max),
+            series: Series::summarise(&series),
+            latency_curve: curve(&latency),
+            server: None,
             memory: None,
             last_reconnect_after_kill_us: None,
             rounds: Vec::new(),
@@ -209,11 +246,11 @@ impl Report {
         }
     }
 
-    pub(super) fn set_cluster_processor(&mut self, used: Option<Micros>) {
-        self.cluster = used.map(|used| {
+    pub(super) fn set_server_processor(&mut self, used: Option<Micros>) {
+        self.server = used.map(|used| {
             let used = float(used) / float(SECOND);
             let millions = float(self.delivered_in_window) / 1e6;
-            ClusterProcessor {
+            ServerProcessor {
                 cores: used / self.seconds,
                 seconds_per_million_deliveries: (millions > 0.0).then(|| used / millions),
             }
@@ -224,6 +261,28 @@ impl Report {
         if let (Some(killed), Some(back)) = (at, self.last_reconnect) {
             self.last_reconnect_after_kill_us = Some(back.saturating_sub(killed));
         }
+    }
+
+    /// What a report is for: everything on standard output, the page if one is
+    /// wanted, and an error if a promise was broken.
+    pub(super) fn publish(&self, scenario: &str, run: &RunOptions) -> Result<(), BenchError> {
+        if let Some(cores) = self.bottleneck()
+            && !run.force
+        {
+            return Err(BenchError::Bottleneck { cores });
+        }
+        print(self, run.json).map_err(BenchError::io("cannot print the report"))?;
+        if let Some(path) = &run.html {
+            fs::write(path, page::of_run(scenario, self))
+                .map_err(BenchError::io("cannot write the page"))?;
+        }
+        self.is_sound().then_some(()).ok_or(BenchError::Unsound)
+    }
+
+    /// What the generator's busiest process used, if that was all it could get.
+    pub(super) fn bottleneck(&self) -> Option<f64> {
+        let cores = self.busiest_generator_cores;
+        (cores > GENERATOR_CORES_MAX).then_some(cores)
     }
 
     /// Whether the promises were kept: all connected, and what was acknowledged
@@ -244,7 +303,7 @@ impl Report {
 }
 
 /// Writes the report to standard output.
-pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
+fn print(report: &Report, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer_pretty(&mut out, report)?;
@@ -287,22 +346,26 @@ pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
         report.unexpected_packets,
         report.missed_while_disconnected
     )?;
-    quantiles(&mut out, "latency", latency_us)?;
-    quantiles(&mut out, "send lag", send_lag_us)?;
+    print_quantiles(&mut out, "latency", latency_us)?;
+    print_quantiles(&mut out, "send lag", send_lag_us)?;
     writeln!(
         out,
         "silence       at most {:.1} ms",
         float(report.longest_silence_us) / 1e3
     )?;
-    writeln!(out, "generator     {:.2} cores", report.generator_cores)?;
-    print_cluster(&mut out, report)?;
+    writeln!(
+        out,
+        "generator     {:.2} cores, its busiest process {:.2}",
+        report.generator_cores, report.busiest_generator_cores
+    )?;
+    print_server(&mut out, report)?;
     print_trouble(&mut out, report)
 }
 
-fn print_cluster(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    if let Some(cluster) = &report.cluster {
-        write!(out, "cluster       {:.2} cores", cluster.cores)?;
-        match cluster.seconds_per_million_deliveries {
+fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    if let Some(server) = &report.server {
+        write!(out, "server        {:.2} cores", server.cores)?;
+        match server.seconds_per_million_deliveries {
             Some(seconds) => writeln!(out, ", {seconds:.2} s per million deliveries")?,
             None => writeln!(out)?,
         }
@@ -367,7 +430,7 @@ fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-fn quantiles(out: &mut impl Write, name: &str, of: &Quantiles) -> io::Result<()> {
+pub(super) fn print_quantiles(out: &mut impl Write, name: &str, of: &Quantiles) -> io::Result<()> {
     let ms = |micros| float(micros) / 1e3;
     writeln!(
         out,

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use super::sockets::Client;
-use crate::load::{
+use crate::{
     clock::Micros,
     messages::{Outcome, Sent, Window},
+    series::Series,
     stamp::Stamp,
 };
 
@@ -16,7 +17,7 @@ const HISTOGRAM_MAX_US: u64 = 120_000_000;
 const HISTOGRAM_DIGITS: u8 = 3;
 
 /// A histogram of microseconds.
-pub(in crate::load) fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HISTOGRAM_MAX_US, HISTOGRAM_DIGITS)
         .expect("the bounds are in order")
 }
@@ -31,6 +32,7 @@ pub(super) struct Accounts {
     pub(super) processor_us: u64,
     delivered_in_window: u64,
     latency: Histogram<u64>,
+    series: Series,
     lag: Histogram<u64>,
     /// By channel, when something arrived last.
     last_delivery: Vec<Option<Micros>>,
@@ -47,6 +49,7 @@ impl Accounts {
             processor_us: 0,
             delivered_in_window: 0,
             latency: histogram(),
+            series: Series::default(),
             lag: histogram(),
             last_delivery: vec![None; channels as usize],
             longest_silence: 0,
@@ -73,8 +76,10 @@ impl Accounts {
             self.longest_silence = self.longest_silence.max(silence);
         }
         if window.contains(stamp.intended) {
-            self.latency
-                .saturating_record(arrived.saturating_sub(stamp.intended));
+            let latency = arrived.saturating_sub(stamp.intended);
+            self.latency.saturating_record(latency);
+            self.series
+                .record(arrived.saturating_sub(window.from), latency);
         }
     }
 
@@ -92,6 +97,7 @@ impl Accounts {
             reconnected: self.reconnected,
             last_reconnect: self.last_reconnect,
             latency: pairs(&self.latency),
+            series: self.series.clone(),
             lag: pairs(&self.lag),
             longest_silence: self.longest_silence,
             processor_us: self.processor_us,
@@ -141,7 +147,7 @@ pub(super) fn published(clients: &[Client]) -> Vec<(u32, u32, Sent)> {
     clients.iter().filter_map(account).collect()
 }
 
-fn pairs(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
+pub(crate) fn pairs(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
     histogram
         .iter_recorded()
         .map(|value| (value.value_iterated_to(), value.count_at_value()))

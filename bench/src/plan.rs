@@ -2,7 +2,7 @@
 
 use super::{
     clock::{Micros, SECOND, micros},
-    options::Scenario,
+    options::{Scenario, Shape},
 };
 
 /// What one connection does.
@@ -34,73 +34,97 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(scenario: &Scenario) -> Self {
         match *scenario {
-            Scenario::Idle { connections } => Self {
-                roles: (0..connections).map(subscriber).collect(),
-                channels: connections,
-                publishers_per_channel: 0,
-            },
+            Scenario::Idle { connections } => Self::idle(connections),
+            // Each client comes and goes as one of these.
+            Scenario::Churn { clients } => Self::idle(clients),
             Scenario::Fanout {
                 subscribers,
                 rate,
                 publishers,
-            } => {
-                let interval = micros(f64::from(publishers) / rate);
-                let publishing = (0..publishers).map(|n| Role {
-                    channel: 0,
-                    subscribes: false,
-                    publishes: Some(schedule(n, n, publishers, interval)),
-                });
-                Self {
-                    roles: (0..subscribers)
-                        .map(|_| subscriber(0))
-                        .chain(publishing)
-                        .collect(),
-                    channels: 1,
-                    publishers_per_channel: publishers,
-                }
-            }
+            } => Self::fanout(subscribers, publishers, rate),
             Scenario::Lobby {
                 lobbies,
                 members,
                 rate,
-            } => {
-                let total = lobbies * members;
-                let member = |n: u32| Role {
-                    channel: n / members,
-                    subscribes: true,
-                    // The members of a lobby take turns over the whole interval.
-                    publishes: Some(schedule(
-                        n % members,
-                        n % members * lobbies + n / members,
-                        total,
-                        micros(1.0 / rate),
-                    )),
-                };
-                Self {
-                    roles: (0..total).map(member).collect(),
-                    channels: lobbies,
-                    publishers_per_channel: members,
-                }
-            }
+            } => Self::lobbies(lobbies, members, rate),
+            Scenario::Saturate {
+                what,
+                subscribers,
+                lobbies,
+                members,
+                step_rate,
+                ..
+            } => match what {
+                Shape::Fanout => Self::fanout(subscribers, 1, step_rate),
+                Shape::Lobby => Self::lobbies(lobbies, members, step_rate),
+            },
             Scenario::Hold {
                 connections,
                 group,
                 rate,
-            } => {
-                let groups = connections.div_ceil(group);
-                let member = |n: u32| Role {
-                    channel: n / group,
-                    subscribes: true,
-                    publishes: n
-                        .is_multiple_of(group)
-                        .then(|| schedule(0, n / group, groups, micros(1.0 / rate))),
-                };
-                Self {
-                    roles: (0..connections).map(member).collect(),
-                    channels: groups,
-                    publishers_per_channel: 1,
-                }
-            }
+            } => Self::groups(connections, group, rate),
+        }
+    }
+
+    /// Each has a channel of its own on which nothing happens.
+    fn idle(connections: u32) -> Self {
+        Self {
+            roles: (0..connections).map(subscriber).collect(),
+            channels: connections,
+            publishers_per_channel: 0,
+        }
+    }
+
+    fn fanout(subscribers: u32, publishers: u32, rate: f64) -> Self {
+        let interval = micros(f64::from(publishers) / rate);
+        let publishing = (0..publishers).map(|n| Role {
+            channel: 0,
+            subscribes: false,
+            publishes: Some(schedule(n, n, publishers, interval)),
+        });
+        Self {
+            roles: (0..subscribers)
+                .map(|_| subscriber(0))
+                .chain(publishing)
+                .collect(),
+            channels: 1,
+            publishers_per_channel: publishers,
+        }
+    }
+
+    fn lobbies(lobbies: u32, members: u32, rate: f64) -> Self {
+        let total = lobbies * members;
+        let member = |n: u32| Role {
+            channel: n / members,
+            subscribes: true,
+            // The members of a lobby take turns over the whole interval.
+            publishes: Some(schedule(
+                n % members,
+                n % members * lobbies + n / members,
+                total,
+                micros(1.0 / rate),
+            )),
+        };
+        Self {
+            roles: (0..total).map(member).collect(),
+            channels: lobbies,
+            publishers_per_channel: members,
+        }
+    }
+
+    fn groups(connections: u32, group: u32, rate: f64) -> Self {
+        let groups = connections.div_ceil(group);
+        let member = |n: u32| Role {
+            channel: n / group,
+            subscribes: true,
+            publishes: n
+                .is_multiple_of(group)
+                .then(|| schedule(0, n / group, groups, micros(1.0 / rate))),
+        };
+        Self {
+            roles: (0..connections).map(member).collect(),
+            channels: groups,
+            publishers_per_channel: 1,
         }
     }
 

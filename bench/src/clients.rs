@@ -82,6 +82,11 @@ impl Protocol {
         masked_frame(Opcode::Text, text, self.mask, out);
     }
 
+    /// Appends a close frame that says that all went well.
+    pub(super) fn send_close(&self, out: &mut Vec<u8>) {
+        masked_frame(Opcode::Close, &1000_u16.to_be_bytes(), self.mask, out);
+    }
+
     /// Takes what was read, appends what has to be written to `out`, and gives
     /// every event to `on`; the bytes used.
     pub(super) fn receive(

@@ -10,8 +10,8 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-use crate::load::{
-    LoadError,
+use crate::{
+    BenchError,
     clients::{Event, Protocol},
     options::{RunOptions, Target},
     plan::Role,
@@ -21,16 +21,16 @@ use crate::load::{
 
 /// One connection with its accounts.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     number: u32,
-    pub(super) channel: u32,
-    pub(super) subscribes: bool,
-    pub(super) tally: Tally,
-    pub(super) publisher: Option<Publisher>,
+    pub(crate) channel: u32,
+    pub(crate) subscribes: bool,
+    pub(crate) tally: Tally,
+    pub(crate) publisher: Option<Publisher>,
     /// Whether it ever was.
-    pub(super) was_ready: bool,
+    pub(crate) was_ready: bool,
     /// Whether it may publish.
-    pub(super) protocol_is_ready: bool,
+    pub(crate) protocol_is_ready: bool,
     socket: Option<OwnedFd>,
     protocol: Option<Protocol>,
     /// Bytes of an unfinished frame.
@@ -40,7 +40,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(index: usize, role: &Role, publishers_per_channel: u32) -> Self {
+    pub(crate) fn new(index: usize, role: &Role, publishers_per_channel: u32) -> Self {
         let publishers = if role.subscribes {
             publishers_per_channel
         } else {
@@ -62,11 +62,11 @@ impl Client {
         }
     }
 
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.protocol_is_ready
     }
 
-    pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         match &self.socket {
             Some(socket) => rustix::io::read(socket, buffer),
             None => Err(Errno::AGAIN),
@@ -74,7 +74,7 @@ impl Client {
     }
 
     /// Takes what was read and gives every event to `on`.
-    pub(super) fn receive(&mut self, input: &mut [u8], mut on: impl FnMut(&mut Self, Event<'_>)) {
+    pub(crate) fn receive(&mut self, input: &mut [u8], mut on: impl FnMut(&mut Self, Event<'_>)) {
         let Some(mut protocol) = self.protocol.take() else {
             return;
         };
@@ -97,13 +97,20 @@ impl Client {
         self.protocol = Some(protocol);
     }
 
-    pub(super) fn send(&mut self, text: &[u8]) {
+    pub(crate) fn send(&mut self, text: &[u8]) {
         if let Some(protocol) = &self.protocol {
             protocol.send(text, &mut self.unsent);
         }
     }
 
-    pub(super) fn drop_socket(&mut self) {
+    /// Says goodbye.
+    pub(crate) fn send_close(&mut self) {
+        if let Some(protocol) = &self.protocol {
+            protocol.send_close(&mut self.unsent);
+        }
+    }
+
+    pub(crate) fn drop_socket(&mut self) {
         // Closing takes it out of the epoll set.
         self.socket = None;
         self.protocol = None;
@@ -116,7 +123,7 @@ impl Client {
 
 /// Where and from where this process connects.
 #[derive(Debug)]
-pub(super) struct Sockets {
+pub(crate) struct Sockets {
     target: Target,
     source_addresses: u32,
     /// Connections made so far, to take the source addresses in turn.
@@ -124,7 +131,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    pub(super) fn new(options: &RunOptions, index: u32) -> Result<Self, LoadError> {
+    pub(crate) fn new(options: &RunOptions, index: u32) -> Result<Self, BenchError> {
         let limit = getrlimit(Resource::Nofile);
         // Too few descriptors show later as failed connections.
         let _ = setrlimit(
@@ -135,21 +142,22 @@ impl Sockets {
             },
         );
         Ok(Self {
-            target: options.url.parse()?,
+            // The parent always names it.
+            target: options.url.as_deref().unwrap_or_default().parse()?,
             source_addresses: options.source_addresses,
             made: index,
         })
     }
 
     /// Begins a connection; a failure shows as an event of its socket.
-    pub(super) fn connect(
+    pub(crate) fn connect(
         &mut self,
         epoll: &OwnedFd,
         index: usize,
         client: &mut Client,
         run_id: u64,
-    ) -> Result<(), LoadError> {
-        let failed = |error: Errno| LoadError::io("cannot connect")(error.into());
+    ) -> Result<(), BenchError> {
+        let failed = |error: Errno| BenchError::io("cannot connect")(error.into());
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let family = match self.target.addr {
             SocketAddr::V4(_) => AddressFamily::INET,
@@ -194,7 +202,7 @@ impl Sockets {
 
     /// Writes what there is. A failed socket shows when it is read.
     #[expect(clippy::unused_self, reason = "writing is a matter of the sockets")]
-    pub(super) fn flush(&self, epoll: &OwnedFd, index: usize, client: &mut Client) {
+    pub(crate) fn flush(&self, epoll: &OwnedFd, index: usize, client: &mut Client) {
         let Some(socket) = &client.socket else { return };
         let mut sent = 0;
         while sent < client.unsent.len() {
@@ -225,6 +233,6 @@ impl Sockets {
 }
 
 /// The name of a channel of the plan, different in every run.
-pub(in crate::load) fn channel_name(run_id: u64, channel: u32) -> String {
+pub(crate) fn channel_name(run_id: u64, channel: u32) -> String {
     format!("load:{run_id:x}:{channel}")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::clock::Micros;
+use super::{clock::Micros, series::Series};
 
 /// From a child to its parent, in this order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub(super) enum ParentMessage {
         window: Window,
         end: Micros,
     },
+    /// Stop before the end that was said.
+    Stop { at: Micros },
     /// What all processes sent: by channel, then by publisher. The child waits
     /// for what is missing until `until`.
     Settle { sent: Vec<Vec<Sent>>, until: Micros },
@@ -103,6 +105,8 @@ pub(super) struct Outcome {
     pub(super) closed: BTreeMap<u16, u64>,
     pub(super) reconnected: u64,
     pub(super) last_reconnect: Option<Micros>,
+    /// What arrived in each second of the window.
+    pub(super) series: Series,
     /// From the intended time of sending to the arrival, µs: (value, count).
     pub(super) latency: Vec<(u64, u64)>,
     /// From the intended to the real time of sending, µs.

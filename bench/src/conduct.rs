@@ -1,0 +1,181 @@
+//! One run: starts the processes, gives the beat, adds up.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    BenchError, Place,
+    clock::{Micros, SECOND, micros, now},
+    driver::channel_name,
+    hostile::{Hostile, Hostilities},
+    interrupt::Interrupt,
+    messages::{ParentMessage, Window},
+    options::RunOptions,
+    parts::Parts,
+    plan::Plan,
+    progress::Progress,
+    report::{Memory, Report},
+    rounds::{self, Round},
+    server::{Server, Usage, usage},
+};
+
+/// From the last connection to the first publication.
+const START_DELAY: Micros = SECOND / 5;
+
+/// What runs against one server have in common.
+#[derive(Debug)]
+pub(super) struct Conductor<'o> {
+    pub(super) run: &'o RunOptions,
+    pub(super) place: &'o Place,
+    pub(super) server: Server,
+    pub(super) url: String,
+    pub(super) interrupt: Interrupt,
+    pub(super) progress: Progress,
+}
+
+/// What was measured of the server's processes.
+#[derive(Debug, Default)]
+struct Measured {
+    empty: Option<Usage>,
+    held: Option<Usage>,
+    processor_us: Option<Micros>,
+    killed_at: Option<Micros>,
+    rounds: Vec<Round>,
+}
+
+impl<'o> Conductor<'o> {
+    pub(super) fn new(run: &'o RunOptions, place: &'o Place) -> Result<Self, BenchError> {
+        let (server, url) = Server::find(run, place)?;
+        let has_victims = run.kill.is_some() || run.kill_rounds + run.stop_rounds > 0;
+        if has_victims && matches!(server, Server::Processes(_)) {
+            return Err(BenchError::KillBlindly);
+        }
+        let interrupt = Interrupt::listen().map_err(BenchError::io("cannot listen to Ctrl-C"))?;
+        Ok(Self {
+            run,
+            place,
+            server,
+            url,
+            interrupt,
+            progress: Progress::new(),
+        })
+    }
+
+    /// Starts the processes; `extra` arguments go to each.
+    pub(super) fn start_parts(&self, run_id: u64, extra: &[String]) -> Result<Parts, BenchError> {
+        let mut arguments = vec!["--run-id".to_owned(), run_id.to_string()];
+        if self.run.url.is_none() {
+            arguments.extend(["--url".to_owned(), self.url.clone()]);
+        }
+        arguments.extend_from_slice(extra);
+        Parts::start(self.place, self.run.processes, &arguments)
+    }
+
+    /// Runs a plan once. The processes make the same one of their arguments,
+    /// with `extra`.
+    pub(super) fn run(&mut self, plan: &Plan, extra: &[String]) -> Result<Report, BenchError> {
+        let mut measured = Measured {
+            empty: server_usage(&self.server)?,
+            ..Measured::default()
+        };
+        let run_id = now();
+        let mut parts = self.start_parts(run_id, extra)?;
+        self.progress
+            .show(&format!("connecting {} clients", plan.roles.len()));
+        let connects = parts.connected()?;
+        if self.interrupt.is_set() {
+            return Err(BenchError::Interrupted);
+        }
+        let hostile = Hostile::start(self.run, &self.url, &channel_name(run_id, 0))?;
+        let at = now() + START_DELAY;
+        let mut window = Window {
+            from: at + micros(self.run.warmup),
+            to: at + micros(self.run.warmup + self.run.duration),
+        };
+        let end = window.to;
+        parts.tell(&ParentMessage::Start { at, window, end })?;
+        if !self.measure(at, window, &mut measured)? {
+            window.to = now().max(window.from + 1);
+            parts.tell(&ParentMessage::Stop { at: window.to })?;
+        }
+        let hostilities = hostile.finish();
+        self.progress.show("waiting for what is under way");
+        let sent = parts.published(plan)?;
+        let until = now() + micros(self.run.settle);
+        parts.tell(&ParentMessage::Settle { sent, until })?;
+        let outcomes = parts.outcomes()?;
+        self.progress.clear();
+        let mut report = Report::new(window, plan.deliveries_per_second(), connects, &outcomes);
+        measured.add_to(&mut report, hostilities);
+        Ok(report)
+    }
+
+    /// Waits for the window and reads the server's counters at both of its ends.
+    /// False if it ended early.
+    fn measure(
+        &mut self,
+        at: Micros,
+        window: Window,
+        measured: &mut Measured,
+    ) -> Result<bool, BenchError> {
+        let (interrupt, progress) = (&self.interrupt, &mut self.progress);
+        let mut wait = |until, what, span| {
+            interrupt.sleep_until(until, || progress.show_time(what, span));
+        };
+        wait(window.from, "warming up", (at, window.from));
+        let pids = self.server.pids()?;
+        let before = usage(&pids);
+        let span = (window.from, window.to);
+        if let Some(victim) = &self.run.kill {
+            wait(
+                window.from + (window.to - window.from) / 2,
+                "measuring",
+                span,
+            );
+            measured.killed_at = Some(kill(&self.server, victim)?);
+        }
+        let counts = (self.run.kill_rounds, self.run.stop_rounds);
+        measured.rounds = rounds::run(&self.server, interrupt, counts, window.to)?;
+        wait(window.to, "measuring", span);
+        let after = usage(&pids);
+        // A killed process takes its counter with it, and another one its memory.
+        measured.held = server_usage(&self.server)?;
+        let nobody_died = self.run.kill.is_none() && measured.rounds.is_empty();
+        measured.processor_us = (nobody_died && !pids.is_empty())
+            .then(|| after.processor_us.saturating_sub(before.processor_us));
+        Ok(!self.interrupt.is_set())
+    }
+}
+
+impl Measured {
+    fn add_to(self, report: &mut Report, hostilities: Hostilities) {
+        report.set_server_processor(self.processor_us);
+        report.set_killed(self.killed_at);
+        report.rounds = self.rounds;
+        report.hostilities = hostilities;
+        if let (Some(empty), Some(held)) = (self.empty, self.held) {
+            report.memory = Some(Memory::new(
+                empty.pss_bytes,
+                held.pss_bytes,
+                report.connects.ready,
+            ));
+        }
+    }
+}
+
+/// Nothing if nothing is known of the server's processes.
+pub(super) fn server_usage(server: &Server) -> Result<Option<Usage>, BenchError> {
+    let pids = server.pids()?;
+    Ok((!pids.is_empty()).then(|| usage(&pids)))
+}
+
+fn kill(server: &Server, victim: &str) -> Result<Micros, BenchError> {
+    let none = || BenchError::NoSuchNode(victim.into());
+    let status = server.status()?.ok_or_else(none)?;
+    let pid = status.node(victim).and_then(|node| node.pid);
+    let pid = pid.and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw).ok_or_else(none)?;
+    let at = now();
+    kill_process(pid, Signal::KILL)
+        .map_err(|error| BenchError::io("cannot kill the process")(error.into()))?;
+    Ok(at)
+}

@@ -1,0 +1,144 @@
+//! `orchestrator bench` against a cluster that it finds by itself.
+
+use std::{fs, process::Stdio};
+
+use muster_tests::{Cluster, orchestrator, patience};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::time::timeout;
+
+/// Runs the benchmark and reads what it prints.
+async fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
+    let mut command = vec!["bench"];
+    command.extend_from_slice(arguments);
+    command.extend_from_slice(&["--json", "--force", "--warmup", "0.2"]);
+    let output = cluster.verb(&command).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[tokio::test]
+async fn every_scenario_accounts_for_what_it_published() {
+    let cluster = Cluster::start(2, 1).await;
+    for (arguments, delivered) in [
+        (&["fanout", "--subscribers", "20", "--rate", "20"][..], true),
+        (
+            &["lobby", "--lobbies", "5", "--members", "3", "--rate", "5"],
+            true,
+        ),
+        (
+            &[
+                "hold",
+                "--connections",
+                "30",
+                "--group",
+                "10",
+                "--rate",
+                "5",
+            ],
+            true,
+        ),
+        (&["idle", "--connections", "20"], false),
+        (&["fanout", "--rate", "20", "--without-acks"], true),
+    ] {
+        let arguments = [arguments, &["--duration", "1", "--processes", "2"]].concat();
+        let report = bench(&cluster, &arguments).await;
+        let wrong = ["lost", "repeated", "out_of_order", "foreign"];
+        assert!(wrong.iter().all(|key| report[key] == 0), "{report}");
+        assert_eq!(report["published"], report["acked"], "{report}");
+        let count = report["delivered"].as_u64().expect("a number");
+        assert_eq!(count > 0, delivered, "{report}");
+        let series = report["series"].as_array().expect("a list");
+        assert_eq!(!series.is_empty(), delivered, "{report}");
+        assert!(report["server"]["cores"].is_number(), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn clients_that_come_and_go_are_counted() {
+    let cluster = Cluster::start(1, 1).await;
+    let report = bench(&cluster, &["churn", "--clients", "4", "--duration", "1"]).await;
+    assert_eq!(report["failed"], 0, "{report}");
+    assert!(report["cycles"].as_u64() > Some(0), "{report}");
+}
+
+#[tokio::test]
+async fn a_limit_that_no_load_keeps_is_searched_for_and_said_not_to_be_found() {
+    let cluster = Cluster::start(1, 1).await;
+    let page = cluster.runtime_dir().join("page.html");
+    let arguments = [
+        "saturate",
+        "fanout",
+        "--subscribers",
+        "3",
+        // A microsecond: nothing is that fast, but a search ends only with a
+        // bracket or its steps.
+        "--p99-ms",
+        "0.001",
+        "--duration",
+        "0.1",
+        "--settle",
+        "5",
+        "--html",
+        page.to_str().expect("it is UTF-8"),
+    ];
+    let report = bench(&cluster, &arguments).await;
+    assert_eq!(report["best"], Value::Null, "{report}");
+    assert_eq!(report["steps"][0]["failed"], "too late", "{report}");
+    let page = fs::read_to_string(page).expect("the page is written");
+    assert!(page.contains("<svg") && page.contains("too late"), "{page}");
+}
+
+#[tokio::test]
+async fn an_interrupted_run_reports_what_it_has_so_far() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut command = orchestrator::command();
+    command
+        .args(["bench", "fanout", "--subscribers", "5", "--rate", "20"])
+        .args(["--warmup", "0.1", "--duration", "1000", "--json", "--force"])
+        .arg("--runtime-dir")
+        .arg(cluster.runtime_dir())
+        .stdout(Stdio::piped());
+    let child = command.spawn().expect("it starts");
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw).expect("it runs");
+    // It measures once publications arrive, after the warm-up.
+    muster_tests::eventually("it publishes", patience(), async || {
+        let status = cluster.status().await?;
+        let stats = status.nodes.iter().filter_map(|node| node.stats.as_ref());
+        match stats.map(|stats| stats.publications).sum::<u64>() {
+            0..10 => Err("not yet"),
+            _ => Ok(()),
+        }
+        .map_err(str::to_owned)
+    })
+    .await;
+    kill_process(pid, Signal::INT).expect("it runs");
+    let output = timeout(patience(), child.wait_with_output())
+        .await
+        .expect("it ends in time")
+        .expect("it ran");
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it reports");
+    assert!(report["delivered"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["lost"], 0, "{report}");
+}
+
+#[tokio::test]
+async fn without_a_cluster_it_says_what_to_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = orchestrator::command()
+        .args(["bench", "idle", "--runtime-dir"])
+        .arg(dir.path())
+        .output()
+        .await
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("start one with `up`") && error.contains("--url"),
+        "{error}"
+    );
+}

@@ -247,7 +247,10 @@ impl<'a> Driver<'a> {
             let (accounts, window) = (&mut self.accounts, self.window);
             let len = match read {
                 Ok(0) => return closed.or(Some(1006)),
-                Ok(len) => len,
+                Ok(len) => {
+                    client.last_heard = arrived;
+                    len
+                }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(_) => return closed.or(Some(1006)),
             };
@@ -296,7 +299,8 @@ impl<'a> Driver<'a> {
         *self.accounts.closed.entry(code).or_default() += 1;
         let may_return = client.was_ready;
         if may_return {
-            client.tally.leave(now());
+            // A server that hung was gone before it was seen to be.
+            client.tally.leave(client.last_heard);
         }
         if !client.was_ready {
             self.connecting -= 1;

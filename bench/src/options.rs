@@ -18,6 +18,14 @@ pub struct Options {
     pub(super) child: Option<u32>,
 }
 
+impl Options {
+    /// Whether the report is to be JSON.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        self.run.json
+    }
+}
+
 /// Who connects, subscribes and publishes.
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum Scenario {

@@ -247,12 +247,8 @@ impl Verb {
     /// Whether answers and errors are to be JSON.
     pub(crate) fn json(&self) -> bool {
         match self {
-            // The benchmark's own --json is about its report.
-            Self::Up(_)
-            | Self::Completions { .. }
-            | Self::Bench(_)
-            | Self::Worker(_)
-            | Self::Broker(_) => false,
+            Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
+            Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
             Self::Status { output }
             | Self::Down { output }

@@ -13,6 +13,7 @@ use rustix::{
 use crate::{
     BenchError,
     clients::{Event, Protocol},
+    clock::Micros,
     options::{RunOptions, Target},
     plan::Role,
     publisher::Publisher,
@@ -29,6 +30,8 @@ pub(crate) struct Client {
     pub(crate) publisher: Option<Publisher>,
     /// Whether it ever was.
     pub(crate) was_ready: bool,
+    /// When the server last sent anything.
+    pub(crate) last_heard: Micros,
     /// Whether it may publish.
     pub(crate) protocol_is_ready: bool,
     socket: Option<OwnedFd>,
@@ -54,6 +57,7 @@ impl Client {
             publisher: role.publishes.clone().map(Publisher::new),
             was_ready: false,
             protocol_is_ready: false,
+            last_heard: 0,
             socket: None,
             protocol: None,
             unread: Vec::new(),

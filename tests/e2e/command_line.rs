@@ -210,7 +210,13 @@ async fn a_second_signal_ends_at_once() {
         clients.push(Raw::connect(&cluster.url()).await);
     }
     cluster.signal(Signal::TERM);
-    clients[0].closed().await;
+    eventually("the worker closes its clients", patience(), async || {
+        let log = cluster.log();
+        log.contains("Closing the connections.")
+            .then_some(())
+            .ok_or(log)
+    })
+    .await;
     cluster.signal(Signal::TERM);
     cluster.ended().await;
     eventually("nothing is left", patience(), async || {

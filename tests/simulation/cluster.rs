@@ -397,10 +397,8 @@ fn worker_options(scenario: &Scenario) -> WorkerOptions {
             ping_interval: Duration::from_millis(700),
             pong_timeout: Duration::from_secs(30),
             channels_max: 100,
-            packets: Rate {
-                per_second: 1000,
-                burst: 10_000,
-            },
+            packets: Rate::new(1000, 10_000),
+            subscribes: Rate::new(1000, 10_000),
         },
         window_bytes: scenario.window_bytes,
         publish_timeout: scenario.publish_timeout,

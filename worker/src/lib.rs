@@ -111,16 +111,7 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
     let auth = Auth::load(&config.auth)?;
     let listener = listener(config.listener.addr)?;
     let gate = gate(&args)?;
-    let rules = Rules {
-        handshake_timeout: config.listener.handshake_timeout,
-        ping_interval: config.heartbeat.ping_interval,
-        pong_timeout: config.heartbeat.pong_timeout,
-        channels_max: config.limits.channels_per_connection_max as usize,
-        packets: Rate {
-            per_second: config.limits.messages_per_second.rate,
-            burst: config.limits.messages_per_second.burst,
-        },
-    };
+    let rules = rules(&config);
     let names = Names {
         namespaces: Namespaces::new(config.namespace.clone()),
         bytes_max: config.limits.channel_name_bytes_max as usize,
@@ -141,6 +132,20 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
         let engine = Engine::new(settings, core, listener, gate, events, now(), rng)?;
         serve::serve(engine, link_events, &args, &config).await
     })
+}
+
+fn rules(config: &Config) -> Rules {
+    let limits = &config.limits;
+    let rate = limits.messages_per_second;
+    let packets = Rate::new(rate.rate, rate.burst);
+    Rules {
+        handshake_timeout: config.listener.handshake_timeout,
+        ping_interval: config.heartbeat.ping_interval,
+        pong_timeout: config.heartbeat.pong_timeout,
+        channels_max: limits.channels_per_connection_max as usize,
+        packets,
+        subscribes: packets.with_burst_of(limits.channels_per_connection_max),
+    }
 }
 
 fn settings(args: &NodeArgs, config: &Config, connections_max: usize) -> Settings {

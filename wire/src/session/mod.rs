@@ -6,19 +6,24 @@
 
 mod answers;
 mod heartbeat;
+mod id;
 mod pace;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::{answers::Answers, pace::Pace, subscriptions::Subscriptions};
-pub use self::{heartbeat::Heartbeat, pace::Rate};
+pub use self::{
+    heartbeat::Heartbeat,
+    id::{SESSION_ID_LEN, SessionId},
+    pace::Rate,
+};
 use crate::{
     CallId, ChannelName, ChannelNameError, Millis,
     answer::{self, CallError},
@@ -26,50 +31,6 @@ use crate::{
     packet::{self, ChannelData, Packet, Version},
     token::{TokenError, UnixSeconds, Verified},
 };
-
-/// Bytes of a session id.
-pub const SESSION_ID_LEN: usize = 20;
-
-/// What a client knows its session by, and the producer in its publications'
-/// keys: 20 characters of URL-safe base64, so 120 bits that nobody can guess.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct SessionId([u8; SESSION_ID_LEN]);
-
-impl SessionId {
-    /// An id from 15 random bytes.
-    #[must_use]
-    pub fn from_random(bytes: [u8; 15]) -> Self {
-        use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-
-        let mut id = [0; SESSION_ID_LEN];
-        URL_SAFE_NO_PAD
-            .encode_slice(bytes, &mut id)
-            .expect("15 bytes are 20 characters of base64");
-        if id[0] == b'-' {
-            // On an operator's command line that would be an option.
-            id[0] = b'_';
-        }
-        Self(id)
-    }
-
-    /// The id as the client sees it.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl fmt::Debug for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SessionId({self})")
-    }
-}
 
 /// What all sessions of a worker have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,21 +44,12 @@ pub struct Rules {
     pub pong_timeout: Duration,
     /// Channels one session may subscribe to.
     pub channels_max: usize,
-    /// Packets a client may send; subscriptions are counted apart, so that a
-    /// reconnect, which brings all of a client's at once, is never slowed by it
-    /// (delivery.md F3).
+    /// Packets a client may send, but for subscriptions.
     pub packets: Rate,
-}
-
-impl Rules {
-    /// Subscriptions a client may ask for.
-    fn subscribes(&self) -> Rate {
-        let channels_max = u32::try_from(self.channels_max).unwrap_or(u32::MAX);
-        Rate {
-            per_second: self.packets.per_second,
-            burst: self.packets.burst.max(channels_max),
-        }
-    }
+    /// Subscriptions a client may ask for; with a burst of at least
+    /// `channels_max`, so that a reconnect, which brings all of a client's at
+    /// once, is never slowed by it (delivery.md F3).
+    pub subscribes: Rate,
 }
 
 /// What a client wants to do with a channel.
@@ -269,7 +221,7 @@ impl Session {
     /// read from it for now.
     #[must_use]
     pub fn is_over_rate(&self, now: Millis, rules: &Rules) -> bool {
-        self.packets.is_over(rules.packets, now) || self.subscribes.is_over(rules.subscribes(), now)
+        self.packets.is_over(rules.packets, now) || self.subscribes.is_over(rules.subscribes, now)
     }
 
     /// Something came that is no packet, and cost time all the same: a WebSocket
@@ -333,7 +285,7 @@ impl Session {
     pub fn handle_packet<'a>(&mut self, packet: Packet<'a>, cx: &mut Context<'_>) -> Effect<'a> {
         let event = packet.event.as_deref().unwrap_or_default();
         if event == "#subscribe" {
-            self.subscribes.count(cx.rules.subscribes(), cx.now);
+            self.subscribes.count(cx.rules.subscribes, cx.now);
         } else {
             self.packets.count(cx.rules.packets, cx.now);
         }

@@ -7,19 +7,42 @@ use crate::Millis;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
-/// What a client may do in the long run, and at once.
+/// What a client may do in the long run, and at once; in the form in which each
+/// packet is measured against it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run; at least 1.
-    pub per_second: u32,
-    /// At once, after it has done little for a while; at least 1.
-    pub burst: u32,
+    /// Nanoseconds that one of them takes.
+    interval: u64,
+    /// How many may be done at once.
+    burst: u32,
+    /// Nanoseconds that those take.
+    ahead: u64,
 }
 
 impl Rate {
-    /// Time that one of them takes.
-    fn interval(self) -> u64 {
-        NANOS_PER_SECOND / u64::from(self.per_second.max(1))
+    /// So many per second in the long run, and so many at once after little was
+    /// done for a while; 0 counts as 1.
+    #[must_use]
+    pub const fn new(per_second: u32, burst: u32) -> Self {
+        let per_second = if per_second == 0 { 1 } else { per_second };
+        let burst = if burst == 0 { 1 } else { burst };
+        let interval = NANOS_PER_SECOND / per_second as u64;
+        Self {
+            interval,
+            burst,
+            ahead: interval.saturating_mul(burst as u64),
+        }
+    }
+
+    /// The same in the long run, and at least so many at once.
+    #[must_use]
+    pub fn with_burst_of(self, at_least: u32) -> Self {
+        let burst = self.burst.max(at_least);
+        Self {
+            burst,
+            ahead: u64::from(burst).saturating_mul(self.interval),
+            ..self
+        }
     }
 }
 
@@ -38,12 +61,12 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn count(&mut self, rate: Rate, now: Millis) {
         let now = now.0.saturating_mul(NANOS_PER_MILLI);
-        self.due = self.due.max(now).saturating_add(rate.interval());
+        self.due = self.due.max(now).saturating_add(rate.interval);
     }
 
     pub(super) fn is_over(self, rate: Rate, now: Millis) -> bool {
-        let ahead = u64::from(rate.burst.max(1)).saturating_mul(rate.interval());
-        self.due > now.0.saturating_mul(NANOS_PER_MILLI).saturating_add(ahead)
+        let now = now.0.saturating_mul(NANOS_PER_MILLI);
+        self.due > now.saturating_add(rate.ahead)
     }
 }
 
@@ -57,10 +80,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_free_and_what_comes_after_it_waits() {
-        let rate = Rate {
-            per_second: 10,
-            burst: 3,
-        };
+        let rate = Rate::new(10, 3);
         let mut pace = Pace::default();
         for _ in 0..3 {
             pace.count(rate, START);
@@ -74,10 +94,7 @@ mod tests {
 
     #[test]
     fn a_clock_at_its_end_and_a_rate_of_nothing_do_no_harm() {
-        let rate = Rate {
-            per_second: 0,
-            burst: 0,
-        };
+        let rate = Rate::new(0, 0);
         let mut pace = Pace::default();
         pace.count(rate, Millis(u64::MAX));
         assert!(!pace.is_over(rate, Millis(u64::MAX)));
@@ -90,7 +107,7 @@ mod tests {
             burst in 1_u32..2_000,
             waits in prop::collection::vec(0_u64..50, 1..400),
         ) {
-            let rate = Rate { per_second, burst };
+            let rate = Rate::new(per_second, burst);
             let mut pace = Pace::default();
             let (mut now, mut done) = (START, 0_u64);
             for wait in waits {

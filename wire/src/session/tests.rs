@@ -12,11 +12,10 @@ const RULES: Rules = Rules {
     ping_interval: Duration::from_secs(8),
     pong_timeout: Duration::from_secs(20),
     channels_max: 3,
-    packets: Rate {
-        per_second: 10,
-        burst: 5000,
-    },
+    packets: Rate::new(10, PACKETS_BURST),
+    subscribes: Rate::new(10, 5000),
 };
+const PACKETS_BURST: u32 = 5000;
 const START: Millis = Millis(1_000_000);
 const UNIX: UnixSeconds = 1_700_000_000;
 

@@ -294,10 +294,8 @@ mod tests {
             ping_interval: second,
             pong_timeout: second,
             channels_max: 1,
-            packets: Rate {
-                per_second: 1,
-                burst: 1,
-            },
+            packets: Rate::new(1, 1),
+            subscribes: Rate::new(1, 1),
         };
         let auth = Auth::with_secret(b"a test", second);
         let mut core = Core::new(rules, auth, Names::default(), Router::new(100, second));

@@ -71,7 +71,7 @@ fn whatever_a_client_sends_counts_and_time_makes_it_good() {
         let mut client = Client::open();
         let count = say_until_over(&mut client, text);
         // The handshake was one, too.
-        assert_eq!(count, RULES.packets.burst, "{text}");
+        assert_eq!(count, PACKETS_BURST, "{text}");
         client.now = client.now + Duration::from_millis(100);
         assert!(!client.session.is_over_rate(client.now, &RULES), "{text}");
         assert_eq!(say_until_over(&mut client, text), 1);
@@ -83,10 +83,8 @@ fn subscriptions_have_a_share_of_their_own_that_takes_a_reconnect() {
     let mut client = Client::open();
     let rules = Rules {
         channels_max: 1000,
-        packets: Rate {
-            per_second: 1,
-            burst: 2,
-        },
+        packets: Rate::new(1, 2),
+        subscribes: Rate::new(1, 2).with_burst_of(1000),
         ..RULES
     };
     let subscribe = |client: &mut Client, number: usize| {

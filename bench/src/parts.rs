@@ -102,6 +102,8 @@ fn unexpected(message: &ChildMessage) -> BenchError {
 
 impl Part {
     fn start(place: &Place, index: u32, extra: &[String]) -> Result<Self, BenchError> {
+        // The processes parse what the parent parsed, so that both make the same
+        // plan of it.
         let mut child = Command::new(&place.program)
             .args(std::env::args_os().skip(1))
             .args(["--child", &index.to_string()])

@@ -21,10 +21,7 @@ pub use self::{
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use rustix::{
-    event::{Timespec, epoll},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-};
+use rustix::event::{Timespec, epoll};
 
 /// As a cluster does it by default.
 const PING_INTERVAL: Duration = Duration::from_secs(8);
@@ -38,19 +35,6 @@ const EVENTS_MAX: usize = 1024;
 pub struct Settings {
     /// Where clients connect.
     pub listen: SocketAddr,
-}
-
-/// Descriptors for as many clients as the system allows.
-pub fn raise_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // Too few show as connections that are not accepted.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    );
 }
 
 /// Waits for events, at most a tick.

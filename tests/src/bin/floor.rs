@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Parser;
+use muster_daemon::descriptors;
 use muster_tests::floor::{self, Settings};
 
 /// A server that does nothing but what the kernel needs, to compare with: measure
@@ -30,8 +31,7 @@ fn main() -> ExitCode {
     let settings = Settings {
         listen: options.listen,
     };
-    // 20,000 connections and some.
-    floor::raise_limit();
+    descriptors::raise_limit();
     let result = match options.worker_of {
         Some(broker) => floor::run_worker(&broker),
         None if options.cluster => floor::run_cluster(settings, announce),

@@ -8,6 +8,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use muster_daemon::config::SlowClient;
+use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 
 /// Frames per `writev`; Linux takes up to 1024, but few sockets take more bytes
 /// than these at once.
@@ -174,7 +175,17 @@ impl Outbox {
 
     /// Writes as much as the socket takes.
     pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<Flush> {
-        self.flush_with(|slices| Ok(rustix::io::writev(socket, slices)?))
+        self.flush_with(|slices| {
+            let written = match slices {
+                // Most passes: the plain call costs the kernel a tenth less.
+                [one] => net::send(socket, one, SendFlags::NOSIGNAL),
+                many => {
+                    let mut no_ancillary = SendAncillaryBuffer::default();
+                    net::sendmsg(socket, many, &mut no_ancillary, SendFlags::NOSIGNAL)
+                }
+            };
+            Ok(written?)
+        })
     }
 
     fn flush_with(

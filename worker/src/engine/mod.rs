@@ -197,15 +197,13 @@ impl Engine {
         };
         connection.is_dirty = false;
         match connection.flush() {
+            Ok(Flush::Empty) if !connection.interest.write => {}
             Ok(flushed) => {
-                let write = flushed == Flush::Blocked;
                 if flushed == Flush::More {
                     // Its next share in the next turn.
                     self.connections.mark_dirty(key);
                 }
-                self.watch(key, |interest| {
-                    interest.write = write || flushed == Flush::More
-                });
+                self.watch(key, |interest| interest.write = flushed != Flush::Empty);
             }
             Err(_) => self.end(key),
         }

@@ -22,7 +22,7 @@ pub mod simulation;
 mod table;
 mod turn;
 
-use muster_daemon::{Config, NodeArgs};
+use muster_daemon::{Config, NodeArgs, cadence};
 use tokio::runtime::{Builder, Runtime};
 
 pub use error::BrokerError;
@@ -46,7 +46,7 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), BrokerError> {
 ///
 /// When it cannot listen, or a part of it stops that never should.
 pub fn run_on(args: NodeArgs, config: Config, listen: Listen) -> Result<(), BrokerError> {
-    let runtime = runtime(config.broker.threads).map_err(BrokerError::Runtime)?;
+    let runtime = runtime(&config).map_err(BrokerError::Runtime)?;
     // A task, so that the heartbeat comes from a thread that does the work.
     let served = runtime.block_on(async { tokio::spawn(node::serve(args, config, listen)).await });
     served.unwrap_or_else(|error| {
@@ -57,8 +57,8 @@ pub fn run_on(args: NodeArgs, config: Config, listen: Listen) -> Result<(), Brok
     })
 }
 
-fn runtime(threads: u32) -> std::io::Result<Runtime> {
-    let mut builder = match usize::try_from(threads).unwrap_or(1) {
+fn runtime(config: &Config) -> std::io::Result<Runtime> {
+    let mut builder = match usize::try_from(config.broker.threads).unwrap_or(1) {
         0 | 1 => Builder::new_current_thread(),
         threads => {
             let mut builder = Builder::new_multi_thread();
@@ -66,5 +66,6 @@ fn runtime(threads: u32) -> std::io::Result<Runtime> {
             builder
         }
     };
+    cadence::pace(&mut builder, config.pacing.wakeup_interval);
     builder.enable_all().build()
 }

@@ -173,6 +173,16 @@ sections! {
         publish_timeout: Duration = Duration::from_secs(5),
     }
 
+    /// How often busy processes wake up.
+    pacing: PacingConfig {
+        /// A worker or broker that is busy wakes up once in this time, so that the
+        /// messages that have come meanwhile share what waking up costs; each of a
+        /// publication's three hops can take this much longer then. One that wakes
+        /// up less often waits for nothing. "0s": every message at once.
+        #[serde(with = "duration")]
+        wakeup_interval: Duration = Duration::from_millis(2),
+    }
+
     /// What a broker keeps.
     broker: BrokerConfig {
         /// Threads of one broker process.

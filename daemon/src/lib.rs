@@ -4,6 +4,7 @@ pub mod adoption;
 pub mod auth_key;
 pub mod backoff;
 pub mod bytesize;
+pub mod cadence;
 pub mod clock;
 pub mod config;
 pub mod control;

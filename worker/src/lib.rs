@@ -28,7 +28,7 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use muster_daemon::{Config, NodeArgs, clock, descriptors, runtime_dir};
+use muster_daemon::{Config, NodeArgs, cadence, clock, descriptors, runtime_dir};
 use muster_wire::{
     answer::PUBLICATION_OVERHEAD_BYTES_MAX,
     session::{Rate, Rules},
@@ -122,9 +122,9 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
     );
     let core = Core::new(rules, auth, names, router);
     let settings = settings(&args, &config, connections_max as usize);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    cadence::pace(&mut runtime, config.pacing.wakeup_interval);
+    let runtime = runtime.enable_all().build()?;
     runtime.block_on(async {
         let (events, link_events) = mpsc::channel(LINK_EVENTS_CAP);
         let _adoption = adoption::keep(&args, &listener);

@@ -253,6 +253,10 @@ fn sizes_that_do_not_fit_into_each_other_are_refused() {
             "[limits]\nmessage_bytes_max = 0",
             "limits.message_bytes_max",
         ),
+        (
+            "[pacing]\nwakeup_interval = \"101ms\"",
+            "pacing.wakeup_interval",
+        ),
         ("[broker]\nkey_window = \"19s\"", "broker.key_window"),
         (
             "[supervision]\nworker_hung_after = \"1m\"",

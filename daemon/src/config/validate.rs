@@ -17,6 +17,8 @@ const CLIENT_TIMER_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 /// kill.
 const HUNG_AFTER_MIN: Duration = Duration::from_secs(2);
 const HUNG_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Beyond it players notice; and a process that rests gives no sign of life.
+const WAKEUP_INTERVAL_MAX: Duration = Duration::from_millis(100);
 const HEAD_BYTES_MIN: ByteSize = ByteSize::kib(1);
 const HEAD_BYTES_MAX: ByteSize = ByteSize::mib(1);
 const MESSAGE_BYTES_MIN: ByteSize = ByteSize::kib(1);
@@ -48,6 +50,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
     heartbeat(config)?;
     auth(config)?;
     sizes(config)?;
+    pacing(config)?;
     broker(config)?;
     supervision(config)?;
     shutdown(config)?;
@@ -211,6 +214,15 @@ fn sizes(config: &Config) -> Result<(), Invalid> {
         })?;
     }
     duration("link.publish_timeout", config.link.publish_timeout)
+}
+
+fn pacing(config: &Config) -> Result<(), Invalid> {
+    within(
+        "pacing.wakeup_interval",
+        Seconds(config.pacing.wakeup_interval),
+        Seconds(Duration::ZERO),
+        Seconds(WAKEUP_INTERVAL_MAX),
+    )
 }
 
 fn broker(config: &Config) -> Result<(), Invalid> {

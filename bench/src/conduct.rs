@@ -4,12 +4,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     BenchError, Place,
+    blows::{self, Blow},
     clock::{Micros, SECOND, micros, now},
     driver::channel_name,
     hostile::{Hostile, Hostilities},
     interrupt::Interrupt,
-    messages::{ParentMessage, Window},
-    options::RunOptions,
+    messages::{Outcome, ParentMessage, Window},
+    options::{RunOptions, Scenario},
     parts::Parts,
     plan::Plan,
     progress::Progress,
@@ -21,6 +22,11 @@ use super::{
 /// From the last connection to the first publication.
 const START_DELAY: Micros = SECOND / 5;
 
+/// From the last blow's end to the end of the measured time.
+const AFTER_BLOWS: Micros = SECOND;
+/// Longest that a run takes for each blow; it ends with the last one.
+const BLOW_SECONDS: f64 = 60.0;
+
 /// What runs against one server have in common.
 #[derive(Debug)]
 pub(super) struct Conductor<'o> {
@@ -30,6 +36,9 @@ pub(super) struct Conductor<'o> {
     pub(super) url: String,
     pub(super) interrupt: Interrupt,
     pub(super) progress: Progress,
+    blows: Vec<Blow>,
+    /// The measured time ends with the last blow, and nobody may be disconnected.
+    is_kill: bool,
 }
 
 /// What was measured of the server's processes.
@@ -57,7 +66,30 @@ impl<'o> Conductor<'o> {
             url,
             interrupt,
             progress: Progress::new(),
+            blows: blows::in_turn(run.kill_rounds, run.stop_rounds),
+            is_kill: false,
         })
+    }
+
+    /// Looks at the cluster for what the scenario does to it.
+    pub(super) fn prepare(&mut self, scenario: &Scenario) -> Result<(), BenchError> {
+        if matches!(scenario, Scenario::Kill { .. }) {
+            let status = self.server.status()?.ok_or(BenchError::KillBlindly)?;
+            let brokers = u32::try_from(status.brokers()).unwrap_or(u32::MAX);
+            self.blows = blows::of_scenario(scenario, brokers);
+            self.is_kill = true;
+        }
+        Ok(())
+    }
+
+    /// The measured time in seconds, or the most that it may be.
+    fn duration(&self) -> f64 {
+        if self.is_kill {
+            let blows = u32::try_from(self.blows.len()).unwrap_or(u32::MAX);
+            self.run.duration.max(f64::from(blows) * BLOW_SECONDS)
+        } else {
+            self.run.duration
+        }
     }
 
     /// Starts the processes; `extra` arguments go to each.
@@ -89,7 +121,7 @@ impl<'o> Conductor<'o> {
         let at = now() + START_DELAY;
         let mut window = Window {
             from: at + micros(self.run.warmup),
-            to: at + micros(self.run.warmup + self.run.duration),
+            to: at + micros(self.run.warmup + self.duration()),
         };
         let end = window.to;
         parts.tell(&ParentMessage::Start { at, window, end })?;
@@ -105,7 +137,8 @@ impl<'o> Conductor<'o> {
         let outcomes = parts.outcomes()?;
         self.progress.clear();
         let mut report = Report::new(window, plan.deliveries_per_second(), connects, &outcomes);
-        measured.add_to(&mut report, hostilities);
+        measured.add_to(&mut report, hostilities, &outcomes);
+        report.must_stay_connected = self.is_kill;
         Ok(report)
     }
 
@@ -118,39 +151,53 @@ impl<'o> Conductor<'o> {
         measured: &mut Measured,
     ) -> Result<bool, BenchError> {
         let (interrupt, progress) = (&self.interrupt, &mut self.progress);
-        let mut wait = |until, what, span| {
+        let wait = |progress: &mut Progress, until, what, span| {
             interrupt.sleep_until(until, || progress.show_time(what, span));
         };
-        wait(window.from, "warming up", (at, window.from));
+        wait(progress, window.from, "warming up", (at, window.from));
         let pids = self.server.pids()?;
         let before = usage(&pids);
         let span = (window.from, window.to);
         if let Some(victim) = &self.run.kill {
             wait(
+                progress,
                 window.from + (window.to - window.from) / 2,
                 "measuring",
                 span,
             );
             measured.killed_at = Some(kill(&self.server, victim)?);
         }
-        let counts = (self.run.kill_rounds, self.run.stop_rounds);
-        measured.rounds = rounds::run(&self.server, interrupt, counts, window.to)?;
-        wait(window.to, "measuring", span);
+        let (blows, is_kill) = (&self.blows, self.is_kill);
+        measured.rounds = rounds::run(&self.server, interrupt, blows, window.to, |turn| {
+            if is_kill {
+                progress.show(&format!("blow {} of {}", turn + 1, blows.len()));
+            }
+        })?;
+        let end = if is_kill {
+            now() + AFTER_BLOWS
+        } else {
+            window.to
+        };
+        interrupt.sleep_until(end, || {
+            if !is_kill {
+                progress.show_time("measuring", span);
+            }
+        });
         let after = usage(&pids);
         // A killed process takes its counter with it, and another one its memory.
         measured.held = server_usage(&self.server)?;
         let nobody_died = self.run.kill.is_none() && measured.rounds.is_empty();
         measured.processor_us = (nobody_died && !pids.is_empty())
             .then(|| after.processor_us.saturating_sub(before.processor_us));
-        Ok(!self.interrupt.is_set())
+        Ok(!is_kill && !self.interrupt.is_set())
     }
 }
 
 impl Measured {
-    fn add_to(self, report: &mut Report, hostilities: Hostilities) {
+    fn add_to(self, report: &mut Report, hostilities: Hostilities, outcomes: &[Outcome]) {
         report.set_server_processor(self.processor_us);
         report.set_killed(self.killed_at);
-        report.rounds = self.rounds;
+        report.set_rounds(self.rounds, outcomes);
         report.hostilities = hostilities;
         if let (Some(empty), Some(held)) = (self.empty, self.held) {
             report.memory = Some(Memory::new(

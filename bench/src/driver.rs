@@ -259,11 +259,15 @@ impl<'a> Driver<'a> {
                 Event::Closed(code) => closed = Some(code),
                 Event::Other => accounts.unexpected += 1,
                 Event::Answer { rid, is_error } => {
-                    let known = client
-                        .publisher
-                        .as_mut()
-                        .is_some_and(|p| p.answer(rid, is_error));
-                    accounts.unexpected += u64::from(!known);
+                    let publisher = client.publisher.as_mut();
+                    match publisher.and_then(|p| p.answer(rid, is_error)) {
+                        Some(sequence) => {
+                            let intended = client.publisher.as_ref();
+                            let intended = intended.and_then(|p| p.intended(sequence));
+                            accounts.answered(intended, arrived, window);
+                        }
+                        None => accounts.unexpected += 1,
+                    }
                 }
                 Event::Delivery(packet) => match Stamp::find(packet) {
                     Some(stamp) => accounts.deliver(client, stamp, arrived, window),

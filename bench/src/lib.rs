@@ -7,10 +7,12 @@
 //! however slow the server is, and latency counts from the intended time.
 #![warn(missing_docs)]
 
+mod blows;
 mod churn;
 mod clients;
 mod clock;
 mod conduct;
+mod delays;
 mod driver;
 mod hostile;
 mod interrupt;
@@ -65,7 +67,9 @@ pub enum BenchError {
     #[error("no cluster to measure: {0}; start one with `up`, or name another server with --url")]
     Status(String),
     /// What is to be killed cannot be found without the cluster's state.
-    #[error("--kill, --kill-rounds and --stop-rounds need a cluster of ours, not only a --url")]
+    #[error(
+        "the scenario kill, --kill, --kill-rounds and --stop-rounds need a cluster of ours, not only a --url"
+    )]
     KillBlindly,
     /// Somebody ended the run before there was anything to report.
     #[error("interrupted before anything was measured")]
@@ -83,6 +87,9 @@ pub enum BenchError {
     /// A promise was broken; the report says which.
     #[error("not everything arrived once, in order and where it belongs")]
     Unsound,
+    /// The cluster refused to change its number of brokers.
+    #[error("the brokers cannot be scaled: {0}")]
+    Scale(String),
     /// A process that was to be killed does not exist.
     #[error("no {0} runs")]
     NoSuchNode(String),
@@ -125,7 +132,9 @@ pub fn run(options: &Options, place: &Place) -> Result<(), BenchError> {
         }
         (None, scenario) => {
             let plan = Plan::new(scenario);
-            let report = Conductor::new(run, place)?.run(&plan, &[])?;
+            let mut conductor = Conductor::new(run, place)?;
+            conductor.prepare(scenario)?;
+            let report = conductor.run(&plan, &[])?;
             report.publish(scenario.name(), run)
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{clock::Micros, series::Series};
+use super::{clock::Micros, delays::Delays, series::Series};
 
 /// From a child to its parent, in this order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,12 +66,19 @@ impl Sent {
 
     /// When a publication was meant to be sent.
     pub(super) fn intended(&self, sequence: u32) -> Option<Micros> {
-        let after = self
-            .stretches
-            .partition_point(|(first, _)| *first <= sequence);
-        let (first, at) = self.stretches.get(after.checked_sub(1)?)?;
-        Some(at + u64::from(sequence - first) * self.interval)
+        intended(&self.stretches, self.interval, sequence)
     }
+}
+
+/// When a publication of these stretches was meant to be sent.
+pub(super) fn intended(
+    stretches: &[(u32, Micros)],
+    interval: Micros,
+    sequence: u32,
+) -> Option<Micros> {
+    let after = stretches.partition_point(|(first, _)| *first <= sequence);
+    let (first, at) = stretches.get(after.checked_sub(1)?)?;
+    Some(at + u64::from(sequence - first) * interval)
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -114,6 +121,8 @@ pub(super) struct Outcome {
     /// Longest time in the window in which a channel with a schedule delivered
     /// nothing to this process.
     pub(super) longest_silence: Micros,
+    /// How long publications took, by their intended time.
+    pub(super) delays: Delays,
     /// By channel, the order in which everything arrived; see `Tally::order`.
     pub(super) orders: BTreeMap<u32, u64>,
     pub(super) order_disagreements: u64,

@@ -81,6 +81,40 @@ pub(super) enum Scenario {
         #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
         clients: u32,
     },
+    /// A load, under which brokers are killed with SIGKILL (one, another, all at
+    /// once, one that is just coming back), then stopped with SIGSTOP, each when
+    /// the cluster is whole again and no faster than a crash loop would be. Ends
+    /// when that is done, whatever --duration says. Nothing acknowledged may be
+    /// lost, repeated or out of order, and no client disconnected.
+    Kill {
+        /// One channel with many subscribers instead of lobbies.
+        #[arg(long)]
+        fanout: bool,
+        /// Subscribers of the one channel.
+        #[arg(long, default_value_t = 400, requires = "fanout", value_parser = clap::value_parser!(u32).range(1..))]
+        subscribers: u32,
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+        lobbies: u32,
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        members: u32,
+        /// Publications per second of each member [default: 1], or of the one
+        /// channel [default: 50].
+        #[arg(long, value_parser = positive)]
+        rate: Option<f64>,
+        /// SIGKILLs [default: 100, with --scale none].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=10_000))]
+        kills: Option<u32>,
+        /// SIGSTOPs after that [default: 20, with --scale none].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=10_000))]
+        stops: Option<u32>,
+        /// Before every second signal a broker is added, or taken away again.
+        #[arg(long)]
+        while_scaling: bool,
+        /// Numbers of brokers that the cluster is scaled to in turn, after the
+        /// signals: 2,4,3.
+        #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=256))]
+        scale: Vec<u32>,
+    },
     /// Many connections, each receiving now and then.
     Hold {
         #[arg(long, default_value_t = 10_000)]
@@ -111,6 +145,7 @@ impl Scenario {
             Self::Lobby { .. } => "lobby",
             Self::Saturate { .. } => "saturate",
             Self::Churn { .. } => "churn",
+            Self::Kill { .. } => "kill",
             Self::Hold { .. } => "hold",
         }
     }

@@ -71,6 +71,19 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
             format!("{:.2} cores", report.generator_cores),
         ),
     ];
+    for (signal, pauses) in &report.pauses_us {
+        let figures = format!(
+            "{:.0}, {:.0}, {:.0} ms, {} times",
+            ms(pauses.p50),
+            ms(pauses.p99),
+            ms(pauses.max),
+            pauses.count
+        );
+        rows.push((format!("pause by {signal}: p50, p99, max"), figures));
+    }
+    if !report.rounds.is_empty() {
+        rows.push(("disconnects".into(), report.disconnects.to_string()));
+    }
     if let Some(server) = &report.server {
         rows.push(("server".into(), format!("{:.2} cores", server.cores)));
         if let Some(seconds) = server.seconds_per_million_deliveries {

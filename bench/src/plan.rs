@@ -58,6 +58,18 @@ impl Plan {
                 Shape::Fanout => Self::fanout(subscribers, 1, step_rate),
                 Shape::Lobby => Self::lobbies(lobbies, members, step_rate),
             },
+            Scenario::Kill {
+                fanout: true,
+                subscribers,
+                rate,
+                ..
+            } => Self::fanout(subscribers, 1, rate.unwrap_or(50.0)),
+            Scenario::Kill {
+                lobbies,
+                members,
+                rate,
+                ..
+            } => Self::lobbies(lobbies, members, rate.unwrap_or(1.0)),
             Scenario::Hold {
                 connections,
                 group,

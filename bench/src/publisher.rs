@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{clock::Micros, messages::Sent, plan::Schedule};
+use super::{
+    clock::Micros,
+    messages::{Sent, intended},
+    plan::Schedule,
+};
 
 /// `cid`s below belong to the handshake and the subscription.
 const FIRST_CID: u64 = 10;
@@ -57,20 +61,24 @@ impl Publisher {
         self.begins_stretch = true;
     }
 
-    /// Takes an answer; false, if it answers none of the publications.
-    pub(super) fn answer(&mut self, rid: u64, is_error: bool) -> bool {
+    /// Takes an answer; the sequence number of the publication that it answers,
+    /// if it answers any.
+    pub(super) fn answer(&mut self, rid: u64, is_error: bool) -> Option<u32> {
         let sequence = rid
             .checked_sub(FIRST_CID)
             .and_then(|n| u32::try_from(n).ok());
-        let Some(sequence) = sequence.filter(|sequence| self.pending.remove(sequence)) else {
-            return false;
-        };
+        let sequence = sequence.filter(|sequence| self.pending.remove(sequence))?;
         if is_error {
             self.failed.push(sequence)
         } else {
             self.acked += 1
         }
-        true
+        Some(sequence)
+    }
+
+    /// When a publication was meant to be sent.
+    pub(super) fn intended(&self, sequence: u32) -> Option<Micros> {
+        intended(&self.stretches, self.schedule.interval, sequence)
     }
 
     pub(super) fn is_answered(&self) -> bool {
@@ -122,8 +130,8 @@ mod tests {
     fn errors_and_silence_are_not_acknowledgements() {
         let mut publisher = publisher();
         let cids: Vec<_> = (0..3).map(|_| publisher.send(0).1).collect();
-        assert!(publisher.answer(cids[0], false));
-        assert!(publisher.answer(cids[1], true));
+        assert_eq!(publisher.answer(cids[0], false), Some(1));
+        assert_eq!(publisher.answer(cids[1], true), Some(2));
         let account = publisher.account();
         assert_eq!((account.count, account.not_acked), (3, vec![2, 3]));
         assert_eq!(
@@ -140,9 +148,9 @@ mod tests {
     fn an_answer_counts_once() {
         let mut publisher = publisher();
         let (_, cid) = publisher.send(0);
-        assert!(publisher.answer(cid, false));
-        assert!(!publisher.answer(cid, false));
-        assert!(!publisher.answer(1, false));
+        assert_eq!(publisher.answer(cid, false), Some(1));
+        assert_eq!(publisher.answer(cid, false), None);
+        assert_eq!(publisher.answer(1, false), None);
         assert_eq!(publisher.acked(), 1);
     }
 

@@ -12,12 +12,13 @@ use serde::Serialize;
 use super::{
     BenchError,
     clock::{Micros, SECOND},
+    delays::Delays,
     driver::histogram,
     hostile::Hostilities,
     messages::{Connected, Outcome, Window},
     options::RunOptions,
     page,
-    rounds::Round,
+    rounds::{self, Round},
     series::{Series, Summary},
 };
 
@@ -47,6 +48,8 @@ pub(super) struct Report {
     pub(super) order_disagreements: u64,
     pub(super) unexpected_packets: u64,
     pub(super) closed: BTreeMap<u16, u64>,
+    /// The sum of `closed`.
+    pub(super) disconnects: u64,
     pub(super) reconnected: u64,
     pub(super) longest_silence_us: Micros,
     pub(super) latency_us: Quantiles,
@@ -64,7 +67,12 @@ pub(super) struct Report {
     /// From the kill to the last connection that was there again.
     pub(super) last_reconnect_after_kill_us: Option<Micros>,
     pub(super) rounds: Vec<Round>,
+    /// Of the rounds, by signal: how long publications took at most.
+    pub(super) pauses_us: BTreeMap<&'static str, Quantiles>,
     pub(super) hostilities: Hostilities,
+    /// A disconnect breaks a promise.
+    #[serde(skip)]
+    pub(super) must_stay_connected: bool,
     #[serde(skip)]
     seconds: f64,
     #[serde(skip)]
@@ -117,6 +125,14 @@ fn curve(histogram: &Histogram<u64>) -> Vec<(f64, u64)> {
     shares
         .map(|share| (share, histogram.value_at_quantile(share)))
         .collect()
+}
+
+fn closed(outcomes: &[Outcome]) -> BTreeMap<u16, u64> {
+    let mut closed = BTreeMap::new();
+    for (code, count) in outcomes.iter().flat_map(|outcome| &outcome.closed) {
+        *closed.entry(*code).or_default() += count;
+    }
+    closed
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -178,7 +194,7 @@ impl Report {
     ) -> Self {
         let seconds = float(window.to - window.from) / float(SECOND);
         let (mut latency, mut lag) = (histogram(), histogram());
-        let mut closed = BTreeMap::new();
+        let closed = closed(outcomes);
         let mut orders = BTreeMap::new();
         let mut disagreements = 0;
         for outcome in outcomes {
@@ -186,9 +202,6 @@ impl Report {
                 for (value, count) in pairs {
                     histogram.saturating_record_n(*value, *count);
                 }
-            }
-            for (code, count) in &outcome.closed {
-                *closed.entry(*code).or_default() += count;
             }
             for (channel, order) in &outcome.orders {
                 let first = *orders.entry(*channel).or_insert(*order);
@@ -216,6 +229,7 @@ impl Report {
             foreign: sum(|outcome| outcome.foreign),
             order_disagreements: disagreements,
             unexpected_packets: sum(|outcome| outcome.unexpected),
+            disconnects: closed.values().sum(),
             closed,
             reconnected: sum(|outcome| outcome.reconnected),
             longest_silence_us: outcomes
@@ -236,6 +250,8 @@ impl Report {
             memory: None,
             last_reconnect_after_kill_us: None,
             rounds: Vec::new(),
+            pauses_us: BTreeMap::new(),
+            must_stay_connected: false,
             hostilities: Hostilities::default(),
             seconds,
             delivered_in_window,
@@ -255,6 +271,15 @@ impl Report {
                 seconds_per_million_deliveries: (millions > 0.0).then(|| used / millions),
             }
         });
+    }
+
+    pub(super) fn set_rounds(&mut self, mut rounds: Vec<Round>, outcomes: &[Outcome]) {
+        let mut delays = Delays::default();
+        for outcome in outcomes {
+            delays.add(&outcome.delays);
+        }
+        self.pauses_us = rounds::pauses(&mut rounds, &delays);
+        self.rounds = rounds;
     }
 
     pub(super) fn set_killed(&mut self, at: Option<Micros>) {
@@ -285,10 +310,12 @@ impl Report {
         (cores > GENERATOR_CORES_MAX).then_some(cores)
     }
 
-    /// Whether the promises were kept: all connected, and what was acknowledged
-    /// arrived once and in order.
+    /// Whether the promises were kept: all connected, and where that was promised
+    /// stayed so, and what was acknowledged arrived once and in order.
     pub(super) fn is_sound(&self) -> bool {
-        self.connects.failed == 0
+        let stayed = !self.must_stay_connected || self.disconnects == 0;
+        stayed
+            && self.connects.failed == 0
             && [
                 self.lost,
                 self.repeated,
@@ -398,12 +425,16 @@ fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
     for round in &report.rounds {
         writeln!(
             out,
-            "{:<13} {} replaced after {}, whole after {}",
+            "{:<13} {} replaced after {}, whole after {}, pause {}",
             round.signal,
             round.node,
             ms(round.replaced_us),
-            ms(round.whole_us)
+            ms(round.whole_us),
+            ms(round.pause_us)
         )?;
+    }
+    for (signal, pauses) in &report.pauses_us {
+        print_quantiles(out, &format!("pause {signal}"), pauses)?;
     }
     let Hostilities {
         flood_messages,

@@ -12,6 +12,8 @@ pub(super) struct Status {
     pid: u32,
     url: String,
     pub(super) nodes: Vec<Node>,
+    /// A change of the number of brokers that is under way.
+    scaling: Option<serde_json::Value>,
 }
 
 /// One worker or broker.
@@ -23,6 +25,14 @@ pub(super) struct Node {
     pub(super) pid: Option<u32>,
     pub(super) state: String,
     pub(super) incarnation: u64,
+    pub(super) uptime_ms: u64,
+    role: String,
+}
+
+impl Node {
+    pub(super) fn is_broker(&self) -> bool {
+        self.role == "broker"
+    }
 }
 
 /// A cluster of ours, or any server.
@@ -79,6 +89,25 @@ impl Server {
         }
     }
 
+    /// Begins to change the number of brokers of a cluster of ours.
+    pub(super) fn scale_brokers(&self, brokers: u32) -> Result<(), BenchError> {
+        let Self::Cluster(place) = self else {
+            return Err(BenchError::KillBlindly);
+        };
+        let output = place
+            .command()
+            .args(["scale", "--brokers", &brokers.to_string()])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(BenchError::io("cannot run the orchestrator"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let error = String::from_utf8_lossy(&output.stderr);
+        let error = error.trim().trim_start_matches("error: ");
+        Err(BenchError::Scale(error.to_owned()))
+    }
+
     /// All its processes that are known; none of a server that is only an
     /// address.
     pub(super) fn pids(&self) -> Result<Vec<u32>, BenchError> {
@@ -98,12 +127,16 @@ impl Status {
         std::iter::once(self.pid).chain(nodes).collect()
     }
 
+    pub(super) fn brokers(&self) -> usize {
+        self.nodes.iter().filter(|node| node.is_broker()).count()
+    }
+
     pub(super) fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)
     }
 
     pub(super) fn is_whole(&self) -> bool {
-        self.nodes.iter().all(|node| node.state == "ready")
+        self.scaling.is_none() && self.nodes.iter().all(|node| node.state == "ready")
     }
 }
 

@@ -208,7 +208,7 @@ impl Adoption {
     }
 }
 
-/// Workers beyond the size `before` were on their way out; brokers never are.
+/// Nodes beyond the size `before` were on their way out.
 fn size_with(living: &[NodeId], before: Size, wanted: Size) -> Size {
     let highest = |role, most: u32, wanted: u32| {
         let slots = living.iter().filter(|id| id.role == role);
@@ -217,7 +217,7 @@ fn size_with(living: &[NodeId], before: Size, wanted: Size) -> Size {
     };
     Size {
         workers: highest(Role::Worker, before.workers, wanted.workers),
-        brokers: highest(Role::Broker, u32::MAX, wanted.brokers),
+        brokers: highest(Role::Broker, before.brokers, wanted.brokers),
     }
 }
 
@@ -249,10 +249,15 @@ mod tests {
             id(Role::Worker, 2),
             id(Role::Worker, 4),
             id(Role::Broker, 2),
+            id(Role::Broker, 3),
         ];
-        let before = size(3, 1);
+        let before = size(3, 2);
         let with = |wanted| size_with(&living, before, wanted);
-        assert_eq!(with(size(1, 1)), size(2, 2), "worker 4 was on its way out");
+        assert_eq!(
+            with(size(1, 1)),
+            size(2, 2),
+            "worker 4 and broker 3 were on their way out"
+        );
         assert_eq!(with(before), size(3, 2));
         assert_eq!(with(size(5, 3)), size(5, 3));
     }

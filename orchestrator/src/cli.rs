@@ -17,7 +17,7 @@ const LIMIT_MAX: i64 = LIST_LIMIT_MAX as i64;
 /// Slots in the accept gate's memory, hence workers of one cluster.
 pub(crate) const WORKERS_MAX: u32 = 256;
 /// Shards that brokers share; a broker without one is of no use.
-const BROKERS_MAX: i64 = muster_proto::SHARDS as i64;
+pub(crate) const BROKERS_MAX: u32 = 256;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -73,7 +73,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         settings: SettingArgs,
     },
-    /// Change the number of workers while the cluster runs.
+    /// Change the number of workers and brokers while the cluster runs.
     Scale(ScaleArgs),
     /// Print a completion script for a shell.
     Completions {
@@ -274,7 +274,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,
     /// Broker processes [default: one per four workers, at least one].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=BROKERS_MAX))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(BROKERS_MAX)))]
     pub(crate) brokers: Option<u32>,
     #[command(flatten)]
     pub(crate) settings: SettingArgs,
@@ -289,8 +289,11 @@ pub(crate) struct ScaleArgs {
     #[arg(long, value_name = "N", required_unless_present = "brokers",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,
-    /// Not possible yet; says what to do instead.
-    #[arg(long, value_name = "N", hide = true)]
+    /// Broker processes. More: shards move to the new ones once these are ready
+    /// and every worker has a link to them. Fewer: the shards of the highest move
+    /// to the others, then those end. One such change at a time; `status` shows it.
+    #[arg(long, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(BROKERS_MAX)))]
     pub(crate) brokers: Option<u32>,
     /// Print JSON.
     #[arg(long)]

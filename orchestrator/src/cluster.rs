@@ -2,6 +2,7 @@
 //! and obeys its decisions.
 
 mod adopt;
+mod brokers;
 mod hung;
 mod operate;
 mod scale;
@@ -39,7 +40,7 @@ use crate::{
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
-    supervisor::{Action, Event, Exit, Phase, TURN_MAX, Turns},
+    supervisor::{Action, Event, Exit, Phase, Resize, TURN_MAX, Turns},
     table,
 };
 
@@ -55,7 +56,7 @@ const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 /// What the cluster is and how it ends.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// The goal; workers can be scaled.
+    /// The goal; `scale` changes it.
     pub(crate) size: Size,
     pub(crate) listen: SocketAddr,
     pub(crate) path: String,
@@ -111,6 +112,8 @@ pub(crate) struct Cluster {
     spawner: Spawner,
     fleet: Fleet,
     membership: Membership,
+    /// A change of the number of brokers that is under way.
+    resize: Option<Resize>,
     calls: Calls<Operator>,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
@@ -135,6 +138,7 @@ impl Cluster {
         Self {
             fleet: Fleet::new(settings.size, settings.incarnation, &settings.supervision),
             membership: Membership::new(settings.size.brokers),
+            resize: None,
             calls: Calls::after(operate::first_query(settings.incarnation)),
             settings,
             spawner,
@@ -196,6 +200,7 @@ impl Cluster {
         }
         self.set_brokers_aside(now);
         self.retire_workers();
+        self.resize_brokers(now);
         let tells = self.membership.time(now);
         self.tell(tells);
         let late = self.calls.time(now);
@@ -257,6 +262,7 @@ impl Cluster {
             stage,
             self.fleet.wake_at(),
             self.membership.wake_at(),
+            self.resize.and_then(|resize| resize.wake_at()),
             self.calls.wake_at(),
         ];
         times.into_iter().flatten().min()
@@ -306,8 +312,8 @@ impl Cluster {
                 whom,
                 answer,
             } => self.query(now, &request, whom, answer),
-            Request::Scale { workers, answer } => {
-                let _ = answer.send(self.scale(now, workers));
+            Request::Scale { goal, answer } => {
+                let _ = answer.send(self.scale(now, goal));
             }
         }
     }
@@ -340,6 +346,9 @@ impl Cluster {
                 self.feed(now, id, Event::Heartbeat);
             }
             Report::ViewApplied(applied) => {
+                if let Some(node) = self.fleet.get_mut(id) {
+                    node.view_applied(applied.epoch);
+                }
                 let tells = self.membership.applied(id, applied.epoch);
                 self.tell(tells);
             }
@@ -523,6 +532,7 @@ impl Cluster {
             release: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
             nodes: nodes.map(|(id, node)| node.status(id, now)).collect(),
+            scaling: self.scaling(),
         }
     }
 

@@ -57,8 +57,7 @@ pub(crate) enum Request {
         answer: oneshot::Sender<Result<Gathered, NotAsked>>,
     },
     Scale {
-        /// Within the limits.
-        workers: u32,
+        goal: Goal,
         answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
     },
 }
@@ -81,10 +80,31 @@ pub(crate) enum Whom {
 #[error("no such node was started here")]
 pub(crate) struct JoinRefused;
 
-/// Why the number of workers does not change.
+/// How many nodes there are to be; absent: as many as there are. Within the
+/// limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Goal {
+    pub(crate) workers: Option<u32>,
+    pub(crate) brokers: Option<u32>,
+}
+
+/// Why the number of nodes does not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the cluster is ending")]
-pub(crate) struct ScaleRefused;
+pub(crate) enum ScaleRefused {
+    #[error("the cluster is ending")]
+    Ending,
+    #[error("the cluster is starting: brokers can be scaled once every node has been ready")]
+    Starting,
+    #[error(
+        "brokers are being scaled from {from} to {to} already: wait until `status` says it no more"
+    )]
+    Busy { from: u32, to: u32 },
+    #[error(
+        "the brokers that would stay end again and again, so nobody could take the shards: see \
+         `status` for the reason"
+    )]
+    Failing,
+}
 
 #[cfg(test)]
 mod tests;

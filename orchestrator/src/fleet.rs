@@ -27,6 +27,10 @@ pub(crate) struct Node {
     stats: Option<Stats>,
     counted: Option<Counted>,
     rate: Rate,
+    /// The view epoch that was applied last.
+    applied: u64,
+    /// A worker's links that stood after that.
+    links: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -171,6 +175,23 @@ impl Fleet {
         of_role.map(|(id, _)| id.slot).collect()
     }
 
+    /// Every incarnation of a slot that is not there any more is below or equal.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether every worker that is ready has applied the view of this epoch and
+    /// has links to its brokers since.
+    pub(crate) fn is_linked(&self, epoch: u64, brokers: usize) -> bool {
+        let workers = self.nodes.iter().filter(|(id, _)| id.role == Role::Worker);
+        let mut ready =
+            workers.filter(|(_, node)| matches!(node.slot.phase(), Phase::Ready { .. }));
+        ready.all(|(_, node)| {
+            let links = node.links.and_then(|links| usize::try_from(links).ok());
+            node.applied == epoch && links.is_some_and(|links| links >= brokers)
+        })
+    }
+
     /// The earliest time at which a slot has something to do.
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         let times = self.nodes.values().filter_map(|node| node.slot.wake_at());
@@ -187,6 +208,8 @@ impl Node {
             stats: None,
             counted: None,
             rate: Rate::default(),
+            applied: 0,
+            links: None,
         }
     }
 
@@ -196,6 +219,13 @@ impl Node {
         self.stats = None;
         self.counted = None;
         self.rate = Rate::default();
+        self.view_applied(0);
+    }
+
+    /// What it says of its links from now on is about this view.
+    pub(crate) fn view_applied(&mut self, epoch: u64) {
+        self.applied = epoch;
+        self.links = None;
     }
 
     /// What the process reported last.
@@ -224,6 +254,9 @@ impl Node {
             publications,
             deliveries,
         };
+        if let Stats::Worker(worker) = &stats {
+            self.links = Some(worker.links);
+        }
         if let Some(before) = self.counted.replace(counted) {
             let passed = now.since(before.at);
             self.rate = Rate {
@@ -381,6 +414,34 @@ mod tests {
         node.reborn(Millis(4_000));
         node.heartbeat(Millis(5_000), worker_heartbeat(3, 5));
         assert_eq!(node.rate(), Rate::default());
+    }
+
+    #[test]
+    fn a_worker_is_linked_by_what_it_said_after_it_applied_the_view() {
+        let mut fleet = fleet();
+        assert!(fleet.is_linked(3, 2), "none is ready");
+        let mut rng = SmallRng::seed_from_u64(1);
+        let node = fleet.get_mut(ID).unwrap();
+        let ready = Event::Ready { incarnation: 1 };
+        let _ = node.slot.handle(Millis(0), ready, &mut rng);
+        let with_links = |links| pb::Heartbeat {
+            stats: Some(heartbeat::Stats::Worker(pb::WorkerStats {
+                links,
+                ..pb::WorkerStats::default()
+            })),
+        };
+        for (links, is_linked) in [(None, false), (Some(1), false), (Some(2), true)] {
+            let node = fleet.get_mut(ID).unwrap();
+            match links {
+                None => {
+                    node.heartbeat(Millis(0), with_links(9));
+                    node.view_applied(3);
+                }
+                Some(links) => node.heartbeat(Millis(0), with_links(links)),
+            }
+            assert_eq!(fleet.is_linked(3, 2), is_linked, "{links:?}");
+        }
+        assert!(!fleet.is_linked(4, 2), "another view");
     }
 
     #[test]

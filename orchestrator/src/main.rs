@@ -49,7 +49,6 @@ use crate::{
     control::OperatorError,
     node::Role,
     operate::DataError,
-    scale::ScaleError,
     up::UpError,
 };
 
@@ -88,8 +87,6 @@ enum Fatal {
     Operator(#[from] OperatorError),
     #[error(transparent)]
     Bench(#[from] BenchError),
-    #[error(transparent)]
-    Scale(#[from] ScaleError),
     #[error("cannot run as {role}")]
     Node {
         role: Role,
@@ -110,13 +107,9 @@ impl Fatal {
                 exit::CONFIG
             }
             Self::Up(error) => error.exit_code(),
-            Self::Operator(error) | Self::Scale(ScaleError::Operator(error)) => error.exit_code(),
+            Self::Operator(error) => error.exit_code(),
             Self::Data(_) => exit::USAGE,
-            Self::Scale(ScaleError::Brokers(_))
-            | Self::Bench(_)
-            | Self::Node { .. }
-            | Self::Runtime(_)
-            | Self::Print(_) => exit::FAILURE,
+            Self::Bench(_) | Self::Node { .. } | Self::Runtime(_) | Self::Print(_) => exit::FAILURE,
         }
     }
 }

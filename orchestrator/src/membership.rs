@@ -4,6 +4,10 @@
 //! every broker that is there has done so, or the time for it is up. A broker
 //! that is away keeps its shards: it comes back in place. Only one that is set
 //! aside, because it ends again and again, loses them to the others.
+//!
+//! A broker that is added is in the view, so that workers link to it, and owns
+//! nothing until it is admitted. One that is to go leaves the view, is told so
+//! like the others, and lives on until they have taken over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,7 +55,15 @@ pub(crate) struct Membership {
     present: BTreeSet<u32>,
     /// Slots of the brokers that are to own nothing.
     aside: BTreeSet<u32>,
+    /// Slots of brokers that workers link to, and that own nothing yet.
+    idle: BTreeSet<u32>,
+    /// Slots of brokers that are to go.
+    leaving: BTreeSet<u32>,
+    /// The latest epoch that each broker slot's latest life has applied.
+    applied: BTreeMap<u32, u64>,
     view: View,
+    /// Over which slots the view's shards are assigned.
+    owning: BTreeSet<u32>,
     /// The highest epoch that any node has named.
     epoch_seen: u64,
     publishing: Option<Publishing>,
@@ -72,7 +84,11 @@ impl Membership {
             brokers: BTreeMap::new(),
             present: BTreeSet::new(),
             aside: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            applied: BTreeMap::new(),
             view: View::default(),
+            owning: BTreeSet::new(),
             epoch_seen: 0,
             publishing: None,
         }
@@ -88,8 +104,45 @@ impl Membership {
         if !self.brokers.is_empty() {
             // Those that are not in it were set aside, or are new.
             self.brokers_wanted = self.brokers_wanted.min(self.brokers.len());
+            self.owning = view.owning();
             self.view = view;
         }
+    }
+
+    /// These slots are to be filled and to own nothing yet. To be called before
+    /// one of them joins; changes nothing by itself.
+    pub(crate) fn expect(&mut self, slots: BTreeSet<u32>) {
+        self.idle = slots;
+    }
+
+    /// Those that were expected get their share of the shards.
+    pub(crate) fn admit(&mut self, now: Millis) -> Vec<Tell> {
+        self.idle.clear();
+        self.publish_if_outdated(now)
+    }
+
+    /// These brokers lose their shards to the others and leave the view; they
+    /// hear of views until they are [forgotten](Self::forget).
+    pub(crate) fn dismiss(&mut self, now: Millis, slots: BTreeSet<u32>) -> Vec<Tell> {
+        self.idle.retain(|slot| !slots.contains(slot));
+        self.leaving = slots;
+        self.publish_if_outdated(now)
+    }
+
+    /// A broker that was dismissed has ended.
+    pub(crate) fn forget(&mut self, slot: u32) {
+        self.leaving.remove(&slot);
+        self.brokers.remove(&slot);
+        self.present.remove(&slot);
+        self.applied.remove(&slot);
+    }
+
+    /// Whether every broker of the view, and every one that is to go, has opened
+    /// and closed what the view says.
+    pub(crate) fn is_applied(&self) -> bool {
+        let slots = self.view.brokers().iter().map(|broker| broker.slot);
+        let mut slots = slots.chain(self.leaving.iter().copied());
+        slots.all(|slot| self.applied.get(&slot) == Some(&self.view.epoch()))
     }
 
     /// The current view; epoch 0 before the first.
@@ -131,11 +184,7 @@ impl Membership {
     /// From now on exactly these broker slots are set aside.
     pub(crate) fn set_aside(&mut self, now: Millis, slots: BTreeSet<u32>) -> Vec<Tell> {
         self.aside = slots;
-        if self.view.epoch() > 0 && self.is_outdated() {
-            self.publish(now)
-        } else {
-            Vec::new()
-        }
+        self.publish_if_outdated(now)
     }
 
     /// The broker slots that are set aside.
@@ -155,6 +204,9 @@ impl Membership {
     }
 
     pub(crate) fn applied(&mut self, id: NodeId, epoch: u64) -> Vec<Tell> {
+        if id.role == Role::Broker {
+            self.applied.insert(id.slot, epoch);
+        }
         match id.role {
             Role::Broker if epoch == self.view.epoch() => self.no_longer_missing(id.slot),
             Role::Worker | Role::Broker => Vec::new(),
@@ -170,6 +222,8 @@ impl Membership {
 
     fn note_broker(&mut self, node: &Joined) {
         self.present.insert(node.id.slot);
+        // It says so again if it has applied one.
+        self.applied.remove(&node.id.slot);
         let broker = BrokerNode {
             slot: node.id.slot,
             incarnation: node.incarnation,
@@ -182,7 +236,22 @@ impl Membership {
     fn is_outdated(&self) -> bool {
         let may_change = self.view.epoch() > 0 || self.brokers.len() >= self.brokers_wanted;
         let is_ahead = self.epoch_seen > self.view.epoch();
-        may_change && (is_ahead || self.owners() != self.view.brokers())
+        may_change && (is_ahead || self.is_composed_otherwise())
+    }
+
+    fn is_composed_otherwise(&self) -> bool {
+        let owners = self.owners();
+        let slots = |brokers: &[BrokerNode]| -> BTreeSet<u32> {
+            brokers.iter().map(|broker| broker.slot).collect()
+        };
+        if slots(&owners) != self.owning {
+            return true;
+        }
+        let mut members = owners;
+        members.extend(self.idle());
+        members.sort_by_key(|broker| broker.slot);
+        members.dedup_by_key(|broker| broker.slot);
+        members != self.view.brokers()
     }
 
     /// The brokers that are to own the shards. Somebody must: when all are set
@@ -190,15 +259,15 @@ impl Membership {
     fn owners(&self) -> Vec<BrokerNode> {
         let of = |keep: &dyn Fn(u32) -> bool| -> Vec<BrokerNode> {
             let brokers = self.brokers.values();
-            let kept = brokers.filter(|broker| keep(broker.slot));
+            let staying = brokers.filter(|broker| !self.leaving.contains(&broker.slot));
+            let kept = staying.filter(|broker| keep(broker.slot));
             kept.cloned().collect()
         };
-        let owners = of(&|slot| !self.aside.contains(&slot));
+        let owners = of(&|slot| !self.aside.contains(&slot) && !self.idle.contains(&slot));
         if !owners.is_empty() {
             return owners;
         }
-        let view = self.view.brokers();
-        let before = of(&|slot| view.iter().any(|broker| broker.slot == slot));
+        let before = of(&|slot| self.owning.contains(&slot));
         if before.is_empty() {
             of(&|_| true)
         } else {
@@ -206,9 +275,27 @@ impl Membership {
         }
     }
 
+    /// The brokers that are to be in the view and to own nothing.
+    fn idle(&self) -> impl Iterator<Item = BrokerNode> {
+        let brokers = self.brokers.values();
+        let idle = brokers.filter(|broker| {
+            self.idle.contains(&broker.slot) && !self.aside.contains(&broker.slot)
+        });
+        idle.cloned()
+    }
+
+    fn publish_if_outdated(&mut self, now: Millis) -> Vec<Tell> {
+        if self.view.epoch() > 0 && self.is_outdated() {
+            self.publish(now)
+        } else {
+            Vec::new()
+        }
+    }
+
     fn publish(&mut self, now: Millis) -> Vec<Tell> {
-        let brokers = self.owners();
-        self.view = View::next_above(self.epoch_seen, &self.view, brokers);
+        let owners = self.owners();
+        self.owning = owners.iter().map(|broker| broker.slot).collect();
+        self.view = View::next_with_idle(self.epoch_seen, &self.view, owners, self.idle());
         self.epoch_seen = self.view.epoch();
         self.publishing = Some(Publishing {
             missing: self.present.clone(),
@@ -236,281 +323,4 @@ impl Membership {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Millis = Millis(1_000);
-
-    fn broker(slot: u32, incarnation: u64) -> Joined {
-        Joined {
-            id: broker_id(slot),
-            incarnation,
-            address: format!("unix:/run/broker-{slot}.sock"),
-            epoch: 0,
-        }
-    }
-
-    fn broker_id(slot: u32) -> NodeId {
-        NodeId {
-            role: Role::Broker,
-            slot,
-        }
-    }
-
-    fn worker(slot: u32) -> Joined {
-        Joined {
-            id: NodeId {
-                role: Role::Worker,
-                slot,
-            },
-            incarnation: 1,
-            address: String::new(),
-            epoch: 0,
-        }
-    }
-
-    /// Two brokers whose first view is published.
-    fn published() -> Membership {
-        let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let _ = membership.joined(NOW, &broker(2, 1));
-        let _ = membership.applied(broker_id(1), 1);
-        let _ = membership.applied(broker_id(2), 1);
-        assert!(membership.is_published());
-        membership
-    }
-
-    #[test]
-    fn the_first_view_waits_for_every_broker() {
-        let mut membership = Membership::new(2);
-        assert_eq!(membership.joined(NOW, &worker(1)), []);
-        assert_eq!(membership.joined(NOW, &broker(2, 1)), []);
-        assert_eq!(membership.view().epoch(), 0);
-        let told = membership.joined(NOW, &broker(1, 1));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        assert_eq!(membership.view().epoch(), 1);
-        assert_eq!(membership.view().brokers().len(), 2);
-    }
-
-    #[test]
-    fn workers_are_told_once_every_broker_has_applied() {
-        let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let _ = membership.joined(NOW, &broker(2, 1));
-        assert_eq!(membership.applied(broker_id(1), 1), []);
-        // A worker that comes meanwhile waits as well.
-        assert_eq!(membership.joined(NOW, &worker(1)), []);
-        let told = membership.applied(broker_id(2), 1);
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-        assert_eq!(membership.applied(broker_id(2), 1), []);
-    }
-
-    #[test]
-    fn a_broker_that_does_not_apply_holds_the_workers_up_for_a_bounded_time() {
-        let mut membership = Membership::new(1);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let until = membership.wake_at().unwrap();
-        assert_eq!(until, NOW + APPLY_TIMEOUT);
-        assert_eq!(membership.time(NOW), []);
-        assert_eq!(membership.time(until), [Tell::All(Role::Worker)]);
-        assert_eq!(membership.wake_at(), None);
-    }
-
-    #[test]
-    fn a_broker_that_leaves_holds_nobody_up_and_keeps_its_shards() {
-        let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let _ = membership.joined(NOW, &broker(2, 1));
-        let _ = membership.applied(broker_id(1), 1);
-        let told = membership.left(broker_id(2));
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-        assert_eq!(membership.view().brokers().len(), 2);
-    }
-
-    #[test]
-    fn another_life_of_a_broker_is_another_view_with_the_same_owners() {
-        let mut membership = published();
-        let before = membership.view().clone();
-        assert_eq!(membership.left(broker_id(1)), []);
-        assert_eq!(membership.view(), &before, "being away changes nothing");
-        let told = membership.joined(NOW, &broker(1, 2));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        let after = membership.view();
-        assert_eq!(after.epoch(), 2);
-        for shard in muster_proto::ShardId::all() {
-            let (old, new) = (before.owner(shard).unwrap(), after.owner(shard).unwrap());
-            assert_eq!(old.slot, new.slot);
-            let reopened = after.shard_epoch(shard) == 2;
-            assert_eq!(reopened, new.slot == 1);
-        }
-    }
-
-    #[test]
-    fn the_same_life_that_joins_again_is_told_the_view_and_changes_nothing() {
-        let mut membership = published();
-        let _ = membership.left(broker_id(1));
-        let mut again = broker(1, 1);
-        again.epoch = 1;
-        let told = membership.joined(NOW, &again);
-        assert_eq!(told, [Tell::One(broker_id(1))]);
-        assert_eq!(membership.view().epoch(), 1);
-    }
-
-    #[test]
-    fn a_worker_that_joins_later_is_told_the_view() {
-        let mut membership = published();
-        let joined = worker(3);
-        let id = joined.id;
-        assert_eq!(membership.joined(NOW, &joined), [Tell::One(id)]);
-    }
-
-    #[test]
-    fn a_node_that_has_seen_a_later_view_makes_the_next_one_later_still() {
-        let mut membership = published();
-        let mut ahead = worker(1);
-        ahead.epoch = 40;
-        let told = membership.joined(NOW, &ahead);
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        assert_eq!(membership.view().epoch(), 41);
-    }
-
-    #[test]
-    fn an_earlier_orchestrators_view_stays_while_its_brokers_are_the_same() {
-        let view = published().view().clone();
-        let mut membership = Membership::new(2);
-        membership.resume(view.clone(), |_| true);
-        for node in [broker(2, 1), worker(1), broker(1, 1)] {
-            let again = Joined { epoch: 1, ..node };
-            let told = membership.joined(NOW, &again);
-            assert_eq!(told, [Tell::One(again.id)]);
-        }
-        assert_eq!(membership.view(), &view);
-    }
-
-    #[test]
-    fn a_broker_that_died_with_the_orchestrator_is_replaced_in_its_view() {
-        let before = published().view().clone();
-        let mut membership = Membership::new(2);
-        membership.resume(before.clone(), |_| true);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let told = membership.joined(NOW, &broker(2, 2));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        let after = membership.view();
-        assert_eq!(after.epoch(), 2);
-        for shard in muster_proto::ShardId::all() {
-            let is_kept = after.shard_epoch(shard) == before.shard_epoch(shard);
-            assert_eq!(is_kept, after.owner(shard).unwrap().slot == 1);
-        }
-    }
-
-    #[test]
-    fn a_broker_that_the_cluster_no_longer_has_leaves_the_view() {
-        let mut membership = Membership::new(1);
-        membership.resume(published().view().clone(), |slot| slot == 1);
-        let told = membership.joined(NOW, &broker(1, 1));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        assert_eq!(membership.view().brokers().len(), 1);
-        assert!(membership.view().epoch() > 1);
-    }
-
-    #[test]
-    fn an_answer_to_an_earlier_view_does_not_count() {
-        let mut membership = published();
-        let _ = membership.joined(NOW, &broker(1, 2));
-        assert_eq!(membership.applied(broker_id(1), 1), []);
-        assert_eq!(membership.applied(broker_id(2), 2), []);
-        let told = membership.applied(broker_id(1), 2);
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-    }
-
-    #[test]
-    fn two_brokers_that_restart_one_after_the_other_need_one_publication_to_workers() {
-        let mut membership = published();
-        let _ = membership.left(broker_id(1));
-        let _ = membership.left(broker_id(2));
-        let _ = membership.joined(NOW, &broker(1, 2));
-        let _ = membership.joined(NOW, &broker(2, 2));
-        assert_eq!(membership.applied(broker_id(1), 2), []);
-        assert_eq!(membership.applied(broker_id(1), 3), []);
-        let told = membership.applied(broker_id(2), 3);
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-    }
-
-    fn owned(membership: &Membership, slot: u32) -> usize {
-        let view = membership.view();
-        muster_proto::ShardId::all()
-            .filter(|shard| view.owner(*shard).unwrap().slot == slot)
-            .count()
-    }
-
-    #[test]
-    fn the_shards_of_a_broker_that_is_set_aside_move_to_the_others_until_it_is_back() {
-        let mut membership = published();
-        let before = membership.view().clone();
-        assert_eq!(membership.left(broker_id(1)), []);
-        let told = membership.set_aside(NOW, BTreeSet::from([1]));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        assert_eq!(membership.view().epoch(), 2);
-        assert_eq!(owned(&membership, 2), muster_proto::SHARDS);
-        let told = membership.applied(broker_id(2), 2);
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-        for shard in muster_proto::ShardId::all() {
-            let moved = before.owner(shard).unwrap().slot == 1;
-            let epoch = membership.view().shard_epoch(shard);
-            assert_eq!(epoch, if moved { 2 } else { 1 }, "only what moved reopens");
-        }
-        // It is told the view, so that it can become ready, and owns nothing.
-        let told = membership.joined(NOW, &broker(1, 5));
-        assert_eq!(told, [Tell::One(broker_id(1))]);
-        assert_eq!(membership.view().epoch(), 2);
-        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
-
-        let told = membership.set_aside(NOW, BTreeSet::new());
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        let after = membership.view();
-        assert_eq!(after.epoch(), 3);
-        for shard in muster_proto::ShardId::all() {
-            let (old, new) = (before.owner(shard).unwrap(), after.owner(shard).unwrap());
-            assert_eq!(old.slot, new.slot, "each broker has its shards back");
-        }
-        assert_eq!(membership.applied(broker_id(2), 3), [], "1 is missing");
-        let told = membership.applied(broker_id(1), 3);
-        assert_eq!(told, [Tell::All(Role::Worker)]);
-    }
-
-    #[test]
-    fn the_last_broker_never_loses_its_shards() {
-        let mut membership = Membership::new(1);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        let _ = membership.applied(broker_id(1), 1);
-        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
-        assert_eq!(owned(&membership, 1), muster_proto::SHARDS);
-        let told = membership.joined(NOW, &broker(1, 2));
-        assert_eq!(told, [Tell::All(Role::Broker)], "it is back in place");
-
-        let mut membership = published();
-        let _ = membership.set_aside(NOW, BTreeSet::from([1]));
-        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1, 2])), []);
-        assert_eq!(owned(&membership, 2), muster_proto::SHARDS);
-        // The first that is fine again gets them.
-        let told = membership.set_aside(NOW, BTreeSet::from([2]));
-        assert_eq!(told, [Tell::All(Role::Broker)]);
-        assert_eq!(owned(&membership, 1), muster_proto::SHARDS);
-    }
-
-    #[test]
-    fn brokers_that_are_set_aside_at_the_same_time_leave_the_shards_where_they_are() {
-        let mut membership = published();
-        let before = membership.view().clone();
-        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1, 2])), []);
-        assert_eq!(membership.view(), &before);
-    }
-
-    #[test]
-    fn nobody_is_set_aside_before_the_first_view() {
-        let mut membership = Membership::new(2);
-        let _ = membership.joined(NOW, &broker(1, 1));
-        assert_eq!(membership.set_aside(NOW, BTreeSet::from([1])), []);
-        assert_eq!(membership.view().epoch(), 0);
-    }
-}
+mod tests;

@@ -64,6 +64,8 @@ pub(crate) struct State {
     /// When the cluster was started, on the host's monotonic clock.
     pub(crate) started: Millis,
     pub(crate) size: Size,
+    /// While brokers are added, how many there were.
+    pub(crate) brokers_before: Option<u32>,
     pub(crate) lives: BTreeMap<NodeId, LifeState>,
     /// Epoch 0 before the first.
     pub(crate) view: View,
@@ -95,6 +97,8 @@ struct File {
     started_ms: u64,
     workers: u32,
     brokers: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    brokers_before: Option<u32>,
     nodes: Vec<FileNode>,
     view: FileView,
 }
@@ -193,6 +197,7 @@ impl State {
                 workers: file.workers.min(SLOTS_MAX),
                 brokers: file.brokers.min(SLOTS_MAX),
             },
+            brokers_before: file.brokers_before,
             lives,
             view,
         })
@@ -218,6 +223,7 @@ impl State {
             started_ms: self.started.0,
             workers: self.size.workers,
             brokers: self.size.brokers,
+            brokers_before: self.brokers_before,
             nodes: nodes.collect(),
             view: pb::View::from(&self.view).into(),
         };
@@ -361,6 +367,7 @@ mod tests {
                 workers: 2,
                 brokers: 1,
             },
+            brokers_before: None,
             lives: BTreeMap::from([
                 (id(Role::Worker, 2), life),
                 (id(Role::Broker, 1), LifeState { pid: 4712, ..life }),
@@ -386,6 +393,7 @@ mod tests {
         assert_eq!(read(&dir.state_file()).unwrap(), Some(state()));
         let before_the_first_view = State {
             view: View::default(),
+            brokers_before: Some(1),
             ..state()
         };
         file.write(before_the_first_view.clone());

@@ -1,7 +1,9 @@
 //! When a node is started, restarted and ended: decisions, without doing any.
 
+mod resize;
 mod slot;
 mod turns;
 
+pub(crate) use resize::{Facts, Next, Resize};
 pub(crate) use slot::{Action, Event, Exit, Life, Patience, Phase, Slot};
 pub(crate) use turns::{TURN_MAX, Turns};

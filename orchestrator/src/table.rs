@@ -66,6 +66,11 @@ pub(crate) fn status(status: &pb::StatusResponse, runtime_dir: &str) -> String {
         text.push_str(&row);
         text.push('\n');
     }
+    if let Some(pb::BrokerScale { from, to, step }) = &status.scaling {
+        text.push_str(&format!(
+            "\nbrokers are being scaled from {from} to {to}: {step}\n"
+        ));
+    }
     for node in &status.nodes {
         if !node.last_exit.is_empty() {
             let exit = &node.last_exit;
@@ -87,7 +92,15 @@ pub(crate) fn json(status: &pb::StatusResponse, runtime_dir: &str) -> String {
         path: &'a str,
         url: String,
         epoch: u64,
+        /// Null unless brokers are being scaled.
+        scaling: Option<Scaling<'a>>,
         nodes: Vec<Node<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Scaling<'a> {
+        from: u32,
+        to: u32,
+        step: &'a str,
     }
     #[derive(Serialize)]
     struct Node<'a> {
@@ -125,6 +138,11 @@ pub(crate) fn json(status: &pb::StatusResponse, runtime_dir: &str) -> String {
         path: &status.path,
         url: format!("ws://{}{}", status.listen, status.path),
         epoch: status.epoch,
+        scaling: status.scaling.as_ref().map(|scaling| Scaling {
+            from: scaling.from,
+            to: scaling.to,
+            step: &scaling.step,
+        }),
         nodes: nodes.collect(),
     };
     let json = serde_json::to_string_pretty(&status);
@@ -295,6 +313,7 @@ mod tests {
             release: "0.1.0".into(),
             uptime_ms: 100_000_000,
             nodes: vec![worker, broker],
+            scaling: None,
         }
     }
 
@@ -314,6 +333,24 @@ mod tests {
             "broker-1  starting     -     0s         0            -              -         -     0      0"
         );
         assert!(rows[4].starts_with("ws://127.0.0.1:8000/socketcluster/"));
+    }
+
+    #[test]
+    fn the_status_says_that_brokers_are_being_scaled() {
+        let scaling = pb::BrokerScale {
+            from: 2,
+            to: 4,
+            step: "linking".into(),
+        };
+        let example = pb::StatusResponse {
+            scaling: Some(scaling),
+            ..example()
+        };
+        let text = status(&example, "/run/muster");
+        assert!(text.contains("scaled from 2 to 4: linking\n"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&json(&example, "/run")).unwrap();
+        let expected = serde_json::json!({"from": 2, "to": 4, "step": "linking"});
+        assert_eq!(json["scaling"], expected);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The view: the agreed map from shard to owner.
 
+use std::collections::BTreeSet;
+
 use crate::{SHARDS, ShardId, assign, control};
 
 /// One life of one broker, and where its links are accepted.
@@ -99,7 +101,7 @@ impl View {
     /// several entries with one slot the highest incarnation counts.
     #[must_use]
     pub fn next(previous: &Self, live: impl IntoIterator<Item = BrokerNode>) -> Self {
-        Self::at(previous.epoch.saturating_add(1), previous, live)
+        Self::at(previous.epoch.saturating_add(1), previous, live, [])
     }
 
     /// Like [`View::next`], with an epoch above `known` too: for an
@@ -110,16 +112,42 @@ impl View {
         previous: &Self,
         live: impl IntoIterator<Item = BrokerNode>,
     ) -> Self {
-        Self::at(previous.epoch.max(known).saturating_add(1), previous, live)
+        Self::next_with_idle(known, previous, live, [])
     }
 
-    fn at(epoch: u64, previous: &Self, live: impl IntoIterator<Item = BrokerNode>) -> Self {
-        let brokers = one_per_slot(live);
-        let slots: Vec<u32> = brokers.iter().map(|broker| broker.slot).collect();
-        let ownerships = assign(&slots).map_or_else(Vec::new, |owners| {
+    /// Like [`View::next_above`], with brokers besides that own nothing: workers
+    /// link to them before any shard moves there. A slot that is also among
+    /// `live` is not idle, and without `live` there are no idle brokers either.
+    #[must_use]
+    pub fn next_with_idle(
+        known: u64,
+        previous: &Self,
+        live: impl IntoIterator<Item = BrokerNode>,
+        idle: impl IntoIterator<Item = BrokerNode>,
+    ) -> Self {
+        let epoch = previous.epoch.max(known).saturating_add(1);
+        Self::at(epoch, previous, live, idle)
+    }
+
+    fn at(
+        epoch: u64,
+        previous: &Self,
+        live: impl IntoIterator<Item = BrokerNode>,
+        idle: impl IntoIterator<Item = BrokerNode>,
+    ) -> Self {
+        let live = one_per_slot(live);
+        let owning: Vec<u32> = live.iter().map(|broker| broker.slot).collect();
+        let mut brokers = live;
+        if !owning.is_empty() {
+            let idle = idle.into_iter();
+            brokers.extend(idle.filter(|broker| !owning.contains(&broker.slot)));
+        }
+        let brokers = one_per_slot(brokers);
+        let ownerships = assign(&owning).map_or_else(Vec::new, |owners| {
             let place = |shard: ShardId| {
-                let broker = slots
-                    .binary_search(&owners[shard.index()])
+                let owner = owners[shard.index()];
+                let broker = brokers
+                    .binary_search_by_key(&owner, |broker| broker.slot)
                     .expect("an owner is one of the slots that were given");
                 let epoch = match previous.owner(shard) {
                     Some(owner) if owner.is_same_life(&brokers[broker]) => {
@@ -136,6 +164,13 @@ impl View {
             brokers,
             ownerships,
         }
+    }
+
+    /// The slots of the brokers that own at least one shard.
+    #[must_use]
+    pub fn owning(&self) -> BTreeSet<u32> {
+        let slot = |ownership: &Ownership| self.brokers[ownership.broker].slot;
+        self.ownerships.iter().map(slot).collect()
     }
 
     /// The view's number; later views have higher ones.
@@ -373,6 +408,25 @@ mod tests {
         let second = View::next(&first, [broker(2, 1)]);
         let third = View::next(&second, [broker(1, 1), broker(2, 1)]);
         assert!(third.shards_of(1, 1).all(|(_, epoch)| epoch == 3));
+    }
+
+    #[test]
+    fn an_idle_broker_is_in_the_view_and_owns_nothing() {
+        let first = view();
+        let idle = [broker(3, 1), broker(2, 7)];
+        let second = View::next_with_idle(0, &first, [broker(1, 1), broker(2, 1)], idle);
+        assert_eq!(second.epoch(), 2);
+        let slots = |view: &View| view.brokers().iter().map(|b| b.slot).collect::<Vec<_>>();
+        assert_eq!(slots(&second), [1, 2, 3]);
+        assert_eq!(second.owning(), BTreeSet::from([1, 2]));
+        for shard in ShardId::all() {
+            assert_eq!(second.owner(shard), first.owner(shard));
+            assert_eq!(second.shard_epoch(shard), 1, "nothing is opened again");
+        }
+        let message = control::View::from(&second);
+        assert_eq!(View::try_from(message).unwrap(), second);
+        let nobody = View::next_with_idle(0, &second, [], [broker(3, 1)]);
+        assert_eq!(slots(&nobody), []);
     }
 
     #[test]

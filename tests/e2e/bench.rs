@@ -142,3 +142,86 @@ async fn without_a_cluster_it_says_what_to_do() {
         "{error}"
     );
 }
+
+/// Whether a broker that comes back has everything that it acknowledged.
+const BROKERS_KEEP_EVERYTHING: bool = false;
+
+/// Runs the scenario `kill` with a small load.
+async fn bench_kill(cluster: &Cluster, arguments: &[&str]) -> Value {
+    let mut command = vec!["bench", "kill", "--lobbies", "10", "--members", "3"];
+    command.extend_from_slice(arguments);
+    command.extend_from_slice(&["--json", "--force", "--warmup", "0.2"]);
+    let output = cluster.verb(&command).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}, {error}"));
+    assert_eq!(report["disconnects"], 0, "{report}");
+    assert!(report["acked"].as_u64() > Some(0), "{report}");
+    if BROKERS_KEEP_EVERYTHING {
+        assert!(output.status.success(), "{report}");
+        let wrong = ["lost", "repeated", "out_of_order", "unanswered", "errors"];
+        assert!(wrong.iter().all(|key| report[key] == 0), "{report}");
+    }
+    report
+}
+
+#[tokio::test]
+async fn brokers_that_are_killed_and_stopped_under_load_disconnect_nobody() {
+    let cluster = Cluster::start(2, 2).await;
+    let page = cluster.runtime_dir().join("page.html");
+    let page = page.to_str().expect("it is UTF-8");
+    let arguments = ["--kills", "4", "--stops", "1", "--html", page];
+    let report = bench_kill(&cluster, &arguments).await;
+    let rounds = report["rounds"].as_array().expect("a list");
+    let met: Vec<_> = rounds
+        .iter()
+        .map(|round| (round["signal"].as_str(), round["node"].as_str()))
+        .collect();
+    let expected = [
+        (Some("KILL"), Some("broker-1")),
+        (Some("KILL"), Some("broker-2")),
+        (Some("KILL"), Some("broker-1 and broker-2")),
+        (Some("STOP"), Some("broker-1")),
+    ];
+    assert_eq!(met, expected, "{report}");
+    assert!(
+        rounds.iter().all(|round| round["whole_us"].is_u64()),
+        "{report}"
+    );
+    assert_eq!(report["pauses_us"]["KILL"]["count"], 3, "{report}");
+    // It is found out after two seconds.
+    assert!(
+        report["pauses_us"]["STOP"]["max"].as_u64() > Some(1_500_000),
+        "{report}"
+    );
+    let log = cluster.log();
+    assert!(!log.contains("Node ends again and again"), "{log}");
+    assert!(
+        fs::read_to_string(page)
+            .expect("the page is written")
+            .contains("pause by KILL")
+    );
+}
+
+#[tokio::test]
+async fn brokers_are_scaled_and_killed_meanwhile_under_load_and_nobody_is_disconnected() {
+    let cluster = Cluster::start(1, 1).await;
+    let report = bench_kill(&cluster, &["--scale", "2,1"]).await;
+    assert_eq!(report["pauses_us"]["SCALE"]["count"], 2, "{report}");
+    let arguments = ["--kills", "1", "--stops", "0", "--while-scaling"];
+    let report = bench_kill(&cluster, &arguments).await;
+    let met: Vec<_> = report["rounds"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .collect();
+    assert_eq!(met[0]["node"], "broker-1, scaling to 2 brokers", "{report}");
+    assert_eq!(met[1]["node"], "to 1 brokers", "{report}");
+    assert!(
+        met.iter().all(|round| round["whole_us"].is_u64()),
+        "{report}"
+    );
+    let brokers = cluster.status().await.unwrap().shards();
+    assert_eq!(brokers.len(), 1);
+}

@@ -17,6 +17,7 @@ mod packets;
 mod publishing;
 mod rates;
 mod scale;
+mod scale_brokers;
 mod sdk;
 mod supervision;
 

@@ -119,6 +119,7 @@ impl ClusterBuilder {
             listen: String::new(),
             pid: 0,
             nodes: vec![],
+            scaling: None,
         };
         Cluster {
             orchestrator: self.up(dir.path()),
@@ -333,6 +334,16 @@ impl Cluster {
             }
         })
         .await;
+    }
+
+    /// Begins to change the number of brokers.
+    ///
+    /// # Panics
+    /// When the orchestrator refuses.
+    pub async fn scale_brokers(&self, brokers: u32) {
+        let brokers = brokers.to_string();
+        let output = self.verb(&["scale", "--json", "--brokers", &brokers]).await;
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// Sends a signal to the orchestrator and all nodes, as they were then.

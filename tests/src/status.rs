@@ -11,6 +11,9 @@ pub struct Status {
     pub pid: u32,
     /// Workers and brokers.
     pub nodes: Vec<Node>,
+    /// A change of the number of brokers that is under way.
+    #[serde(default)]
+    pub scaling: Option<serde_json::Value>,
 }
 
 /// One worker or broker.
@@ -74,6 +77,19 @@ impl Status {
             .collect();
         workers.sort_by_key(|node| node.slot);
         workers
+    }
+
+    /// Shards of the brokers, by slot.
+    #[must_use]
+    pub fn shards(&self) -> Vec<u32> {
+        let mut brokers: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| node.role == "broker")
+            .collect();
+        brokers.sort_by_key(|node| node.slot);
+        let shards = |node: &&Node| node.stats.as_ref().map_or(0, |stats| stats.shards);
+        brokers.iter().map(shards).collect()
     }
 
     /// All processes.

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::sockets::Client;
 use crate::{
     clock::Micros,
+    delays::Delays,
     messages::{Outcome, Sent, Window},
     series::Series,
     stamp::Stamp,
@@ -37,6 +38,7 @@ pub(super) struct Accounts {
     /// By channel, when something arrived last.
     last_delivery: Vec<Option<Micros>>,
     longest_silence: Micros,
+    delays: Delays,
 }
 
 impl Accounts {
@@ -53,6 +55,7 @@ impl Accounts {
             lag: histogram(),
             last_delivery: vec![None; channels as usize],
             longest_silence: 0,
+            delays: Delays::default(),
         }
     }
 
@@ -78,8 +81,16 @@ impl Accounts {
         if window.contains(stamp.intended) {
             let latency = arrived.saturating_sub(stamp.intended);
             self.latency.saturating_record(latency);
+            self.delays.record(stamp.intended, arrived);
             self.series
                 .record(arrived.saturating_sub(window.from), latency);
+        }
+    }
+
+    /// A publication was answered.
+    pub(super) fn answered(&mut self, intended: Option<Micros>, at: Micros, window: Window) {
+        if let Some(intended) = intended.filter(|intended| window.contains(*intended)) {
+            self.delays.record(intended, at);
         }
     }
 
@@ -100,6 +111,7 @@ impl Accounts {
             series: self.series.clone(),
             lag: pairs(&self.lag),
             longest_silence: self.longest_silence,
+            delays: self.delays.clone(),
             processor_us: self.processor_us,
             ..Outcome::default()
         };

@@ -11,7 +11,7 @@ use super::{Cluster, Stage, WORKER_GRACE, signal};
 use crate::{
     adoption::{Adopted, Adoption},
     announce::announce,
-    node::NodeId,
+    node::{NodeId, Role},
     process::Process,
     state::{LifeState, State},
     supervisor::Life,
@@ -23,6 +23,7 @@ impl Cluster {
     pub(crate) fn adopt(&mut self, now: Millis, adoption: Adoption) {
         let Adoption { state, nodes, .. } = adoption;
         let brokers = self.settings.size.brokers;
+        let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
         for (id, Adopted { life, process }) in nodes {
@@ -30,6 +31,7 @@ impl Cluster {
         }
         // It was whole once, and its clients have noticed nothing.
         self.stage = Stage::Running;
+        self.resume_resize(now, before);
         announce(&self.settings);
         self.service.ready();
     }
@@ -46,7 +48,10 @@ impl Cluster {
         node.born = life.born.min(now);
         let adopted = Life { incarnation, pid };
         if is_leaving {
-            let until = now + self.settings.shutdown_timeout + WORKER_GRACE;
+            let until = match id.role {
+                Role::Worker => now + self.settings.shutdown_timeout + WORKER_GRACE,
+                Role::Broker => Self::brokers_cut_at(now),
+            };
             node.slot.adopt_draining(adopted, until);
         } else {
             node.slot.adopt(now, adopted, life.restarts);
@@ -73,8 +78,10 @@ impl Cluster {
         });
         let lives: std::collections::BTreeMap<_, _> = lives.collect();
         let highest = lives.values().map(|life| life.incarnation).max();
+        let growing = self.resize.filter(|resize| resize.from < resize.to);
         let state = State {
-            incarnation: highest.unwrap_or(0).max(self.settings.incarnation),
+            incarnation: highest.unwrap_or(0).max(self.fleet.incarnation()),
+            brokers_before: growing.map(|resize| resize.from),
             started: self.started,
             size: self.settings.size,
             lives,

@@ -1,4 +1,4 @@
-//! More and fewer workers while the cluster runs.
+//! More and fewer nodes while the cluster runs; how workers come and go.
 
 use muster_proto::control::{self as pb, node_command::Command};
 use muster_wire::Millis;
@@ -6,42 +6,57 @@ use tracing::{info, warn};
 
 use super::{Cluster, Number, Stage, WORKER_GRACE};
 use crate::{
-    control::ScaleRefused,
+    control::{Goal, ScaleRefused},
     node::{NodeId, Role},
     supervisor::{Event, Phase},
 };
 
 impl Cluster {
-    /// Makes `workers` the number of workers; the highest slots go first. What
-    /// an earlier call began and this one does not want is undone as soon as
-    /// it has ended.
+    /// Begins to make the cluster as large as `goal` says; all of it or nothing.
     pub(super) fn scale(
         &mut self,
         now: Millis,
-        workers: u32,
+        goal: Goal,
     ) -> Result<pb::ScaleResponse, ScaleRefused> {
         if !self.may_scale() {
-            return Err(ScaleRefused);
+            return Err(ScaleRefused::Ending);
         }
+        if let Some(brokers) = goal.brokers {
+            self.may_scale_brokers(brokers)?;
+        }
+        let within = self.settings.shutdown_timeout;
+        let mut answer = pb::ScaleResponse {
+            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+            ..pb::ScaleResponse::default()
+        };
+        if let Some(workers) = goal.workers {
+            self.scale_workers(now, workers, &mut answer);
+        }
+        if let Some(brokers) = goal.brokers {
+            self.scale_brokers(now, brokers, &mut answer);
+        }
+        answer.workers = self.settings.size.workers;
+        answer.brokers = self.settings.size.brokers;
+        Ok(answer)
+    }
+
+    /// Makes `workers` the number of workers; the highest slots go first. What
+    /// an earlier call began and this one does not want is undone as soon as
+    /// it has ended.
+    fn scale_workers(&mut self, now: Millis, workers: u32, answer: &mut pb::ScaleResponse) {
         info!(
             from = self.settings.size.workers,
             to = workers,
             "Changing the number of workers."
         );
         self.settings.size.workers = workers;
-        let within = self.settings.shutdown_timeout;
-        let mut answer = pb::ScaleResponse {
-            workers,
-            starting: Vec::new(),
-            draining: Vec::new(),
-            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
-        };
         for slot in 1..=workers {
             let id = worker(slot);
             if self.fleet.add(id) || self.is_leaving(id) {
                 answer.starting.push(slot);
             }
         }
+        let within = self.settings.shutdown_timeout;
         let until = now + within + WORKER_GRACE;
         for id in self.fleet.ids(Role::Worker) {
             if id.slot > workers {
@@ -49,7 +64,6 @@ impl Cluster {
                 answer.draining.push(id.slot);
             }
         }
-        Ok(answer)
     }
 
     /// Removes the slots whose workers have ended for good, or fills them again
@@ -71,6 +85,10 @@ impl Cluster {
     }
 
     pub(super) fn tell_to_drain(&mut self, now: Millis, id: NodeId, until: Millis) {
+        if id.role == Role::Broker {
+            // The view says it: it has no shards any more.
+            return;
+        }
         let within = until.since(now).saturating_sub(WORKER_GRACE);
         let drain = pb::Drain {
             within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
@@ -90,7 +108,7 @@ impl Cluster {
     }
 
     pub(super) fn cut(&self, node: NodeId, pid: u32) {
-        warn!(%node, pid, "Worker has not ended in time: killing it.");
+        warn!(%node, pid, "Node has not ended in time: killing it.");
         self.signal(node, pid, Number::KILL);
     }
 

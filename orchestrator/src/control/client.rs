@@ -14,6 +14,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use super::Goal;
+
 /// Why an operator got no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OperatorError {
@@ -110,9 +112,11 @@ impl Operator {
         answer.map(|_| ()).map_err(refused)
     }
 
-    /// Begins to change the number of workers.
-    pub(crate) async fn scale(&mut self, workers: u32) -> Result<pb::ScaleResponse, OperatorError> {
-        let answer = self.client.scale(pb::ScaleRequest { workers }).await;
+    /// Begins to change the number of workers, of brokers, or of both.
+    pub(crate) async fn scale(&mut self, goal: Goal) -> Result<pb::ScaleResponse, OperatorError> {
+        let Goal { workers, brokers } = goal;
+        let request = pb::ScaleRequest { workers, brokers };
+        let answer = self.client.scale(request).await;
         Ok(answer.map_err(refused)?.into_inner())
     }
 

@@ -8,10 +8,10 @@ use muster_proto::control::{
 };
 use tonic::{Response, Status, codegen::async_trait};
 
-use super::{Request, ScaleRefused, Whom, server::Control};
+use super::{Goal, Request, ScaleRefused, Whom, server::Control};
 use crate::{
     calls::{Gathered, NotAsked},
-    cli::WORKERS_MAX,
+    cli::{BROKERS_MAX, WORKERS_MAX},
     gather::Gather,
     node::NodeId,
 };
@@ -173,17 +173,27 @@ impl Operator for Control {
         &self,
         request: tonic::Request<pb::ScaleRequest>,
     ) -> Result<Response<pb::ScaleResponse>, Status> {
-        let workers = request.into_inner().workers;
-        if !(1..=WORKERS_MAX).contains(&workers) {
-            return Err(Status::invalid_argument(format!(
-                "a cluster has 1 to {WORKERS_MAX} workers, not {workers}"
-            )));
+        let pb::ScaleRequest { workers, brokers } = request.into_inner();
+        if workers.is_none() && brokers.is_none() {
+            return Err(Status::invalid_argument(
+                "neither workers nor brokers are named",
+            ));
         }
-        let scaled = self
-            .ask(|answer| Request::Scale { workers, answer })
-            .await?;
+        within("workers", WORKERS_MAX, workers)?;
+        within("brokers", BROKERS_MAX, brokers)?;
+        let goal = Goal { workers, brokers };
+        let scaled = self.ask(|answer| Request::Scale { goal, answer }).await?;
         let refused = |refused: ScaleRefused| Status::failed_precondition(refused.to_string());
         scaled.map(Response::new).map_err(refused)
+    }
+}
+
+fn within(what: &str, most: u32, count: Option<u32>) -> Result<(), Status> {
+    match count {
+        Some(count) if !(1..=most).contains(&count) => Err(Status::invalid_argument(format!(
+            "a cluster has 1 to {most} {what}, not {count}"
+        ))),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -337,20 +337,32 @@ async fn lists_are_as_long_as_they_may_be_and_name_who_was_silent() {
 }
 
 #[tokio::test]
-async fn a_number_of_workers_outside_the_limits_is_refused_before_the_cluster_hears_of_it() {
+async fn a_number_of_nodes_outside_the_limits_is_refused_before_the_cluster_hears_of_it() {
     let mut served = Served::start();
     let mut operator = served.operator().await;
-    for workers in [0, 257, u32::MAX] {
-        let error = operator.scale(workers).await.unwrap_err().to_string();
-        let message = format!("a cluster has 1 to 256 workers, not {workers}");
-        assert_eq!(error, message);
+    for count in [0, 257, u32::MAX] {
+        for (workers, brokers, what) in [
+            (Some(count), Some(1), "workers"),
+            (None, Some(count), "brokers"),
+        ] {
+            let goal = Goal { workers, brokers };
+            let error = operator.scale(goal).await.unwrap_err().to_string();
+            let message = format!("a cluster has 1 to 256 {what}, not {count}");
+            assert_eq!(error, message);
+        }
     }
-    let asked = tokio::spawn(async move { operator.scale(256).await });
-    let Request::Scale { workers, answer } = served.request().await else {
+    let error = operator.scale(Goal::default()).await.unwrap_err();
+    assert_eq!(error.exit_code(), exit::USAGE, "{error}");
+    let wanted = Goal {
+        workers: Some(256),
+        brokers: None,
+    };
+    let asked = tokio::spawn(async move { operator.scale(wanted).await });
+    let Request::Scale { goal, answer } = served.request().await else {
         panic!("the cluster is to be scaled");
     };
-    assert_eq!(workers, 256);
-    answer.send(Err(ScaleRefused)).unwrap();
+    assert_eq!(goal, wanted);
+    answer.send(Err(ScaleRefused::Ending)).unwrap();
     let error = asked.await.unwrap().unwrap_err().to_string();
     assert_eq!(error, "the cluster is ending");
 }

@@ -1,0 +1,217 @@
+//! The journal in real files: locks, restarts of a whole table, how long they
+//! take.
+
+use std::{path::Path, time::Instant};
+
+use muster_daemon::{ByteSize, config::BrokerConfig};
+use muster_proto::{
+    BrokerNode, View,
+    link::{Publish, ReadRequest},
+    shard_of,
+};
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::{
+    link::Link,
+    shard::Publishing,
+    table::{Opening, Source, Table},
+    turn::Turn,
+};
+
+fn config(dir: &Path) -> BrokerConfig {
+    BrokerConfig {
+        journal_dir: Some(dir.join("journal")),
+        ..BrokerConfig::default()
+    }
+}
+
+/// A broker's table with every shard open at this epoch.
+fn table(dir: &Path, epoch: u64) -> (Table, Opening) {
+    let home = Home::open(&config(dir), dir).unwrap();
+    let table = Table::new(limits(), 1 << 20, Source::Journal(home));
+    let nodes = [BrokerNode {
+        slot: 1,
+        incarnation: epoch,
+        address: "unix:/nowhere".into(),
+    }];
+    let view = View::next_above(epoch - 1, &View::default(), nodes);
+    table.apply(muster_daemon::clock::now(), &view, 1, epoch);
+    let opening = table.open_waiting();
+    (table, opening)
+}
+
+fn publish(table: &Table, channel: &str, n: u64, shard_epoch: u64, data: Bytes) -> Publishing {
+    let publish = Publish {
+        seq: 1,
+        channel: Bytes::copy_from_slice(channel.as_bytes()),
+        data: Some(data),
+        producer: Bytes::from_static(b"producer"),
+        n,
+        shard_epoch,
+        age_ms: 0,
+        attempt: 0,
+    };
+    let now = muster_daemon::clock::now();
+    let link = Arc::new(Link::new(now));
+    let mut turn = Turn::new(now);
+    let mut rng = StdRng::seed_from_u64(n);
+    let publishing = table.publish(&mut turn, &mut rng, &link, &publish);
+    assert_eq!(table.commit(&mut turn), []);
+    publishing
+}
+
+fn head(table: &Table, channel: &str) -> Option<Position> {
+    let request = ReadRequest {
+        channel: Bytes::copy_from_slice(channel.as_bytes()),
+        ..ReadRequest::default()
+    };
+    table.read(&request).ok()?.head
+}
+
+#[test]
+fn a_broker_that_is_back_goes_on_with_every_channel_and_knows_every_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, opening) = table(dir.path(), 3);
+    assert_eq!((opening.opened, opening.anew), (256, 0));
+    let channels: Vec<String> = (0..50).map(|channel| channel.to_string()).collect();
+    for (n, channel) in (1..).zip(&channels) {
+        let staged = publish(&first, channel, n, 3, Bytes::from_static(b"1"));
+        assert_eq!(staged, Publishing::Staged);
+    }
+    let before: Vec<_> = channels.iter().map(|channel| head(&first, channel)).collect();
+    drop(first);
+    let (second, opening) = table(dir.path(), 4);
+    assert_eq!((opening.opened, opening.publications), (256, 50));
+    let after: Vec<_> = channels.iter().map(|channel| head(&second, channel)).collect();
+    assert_eq!(after, before);
+    for (n, channel) in (1..).zip(&channels) {
+        let again = publish(&second, channel, n, 4, Bytes::from_static(b"1"));
+        assert_eq!(again, Publishing::Done(Ok(())));
+    }
+    publish(&second, "0", 100, 4, Bytes::from_static(b"2"));
+    let expected = Position {
+        offset: 2,
+        ..before[0].unwrap()
+    };
+    assert_eq!(head(&second, "0"), Some(expected));
+}
+
+#[test]
+fn a_shard_that_another_broker_has_is_opened_once_that_one_has_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, _) = table(dir.path(), 1);
+    publish(&first, "a", 1, 1, Bytes::from_static(b"1"));
+    let before = head(&first, "a");
+    let (second, opening) = table(dir.path(), 2);
+    assert_eq!((opening.opened, opening.held), (0, 256));
+    assert_eq!(head(&second, "a"), None);
+    first.close(muster_daemon::clock::now());
+    assert_eq!(second.open_waiting().opened, 256);
+    assert_eq!(head(&second, "a"), before);
+}
+
+#[test]
+fn the_highest_epoch_is_known_before_a_shard_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Home::open(&config(dir.path()), dir.path()).unwrap();
+    assert_eq!(open().highest_epoch().unwrap(), 0);
+    drop(table(dir.path(), 41));
+    assert_eq!(open().highest_epoch().unwrap(), 41);
+    let (_table, opening) = table(dir.path(), 40);
+    assert_eq!((opening.opened, opening.failed), (0, 256));
+}
+
+#[test]
+fn a_directory_that_others_can_enter_is_refused_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    std::fs::set_permissions(&journal, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = Home::open(&config(dir.path()), dir.path()).unwrap_err();
+    assert!(error.to_string().contains("chmod 700"), "{error}");
+}
+
+/// `MUSTER_TEST_JOURNAL_MIB=100 cargo test --release -p muster-broker recovery_time -- --ignored --nocapture`
+#[test]
+#[ignore = "it measures"]
+#[expect(clippy::print_stdout, reason = "figures are what it is for")]
+fn recovery_time() {
+    let variable = |name: &str, default: u64| {
+        let value = std::env::var(name).ok();
+        value.map_or(default, |value| value.parse().unwrap())
+    };
+    let mib = variable("MUSTER_TEST_JOURNAL_MIB", 1);
+    let data = vec![b'1'; usize::try_from(variable("MUSTER_TEST_DATA_BYTES", 200)).unwrap()];
+    let data = Bytes::from(data);
+    let parent = std::env::var_os("MUSTER_TEST_JOURNAL_DIR");
+    let dir = match parent {
+        Some(parent) => tempfile::tempdir_in(parent).unwrap(),
+        None => tempfile::tempdir().unwrap(),
+    };
+    let wide = || Limits {
+        tail_bytes_max: usize::MAX,
+        tail_age: Duration::from_secs(3600),
+        ..limits()
+    };
+    let open = |epoch: u64| {
+        let large = BrokerConfig {
+            journal_bytes_max: ByteSize::mib(1 << 20),
+            ..config(dir.path())
+        };
+        let home = Home::open(&large, dir.path()).unwrap();
+        let table = Table::new(wide(), 1 << 20, Source::Journal(home));
+        let nodes = [BrokerNode {
+            slot: 1,
+            incarnation: epoch,
+            address: "unix:/nowhere".into(),
+        }];
+        let view = View::next_above(epoch - 1, &View::default(), nodes);
+        table.apply(muster_daemon::clock::now(), &view, 1, epoch);
+        let start = instant();
+        let opening = table.open_waiting();
+        (table, opening, start.elapsed())
+    };
+    let (first, _, empty) = open(1);
+    let channels: Vec<String> = (0..2000).map(|channel| format!("channel {channel}")).collect();
+    let link = Arc::new(Link::new(Millis(0)));
+    let mut rng = StdRng::seed_from_u64(1);
+    let per_publication = data.len() + 80;
+    let count = usize::try_from(mib << 20).unwrap() / per_publication;
+    let start = instant();
+    for turn_start in (0..count).step_by(1000) {
+        let mut turn = Turn::new(muster_daemon::clock::now());
+        for index in turn_start..count.min(turn_start + 1000) {
+            let publish = Publish {
+                seq: index as u64 + 1,
+                channel: Bytes::copy_from_slice(channels[index % channels.len()].as_bytes()),
+                data: Some(data.clone()),
+                producer: Bytes::from(format!("producer {}", index % 100)),
+                n: index as u64 + 1,
+                shard_epoch: 1,
+                age_ms: 0,
+                attempt: 0,
+            };
+            let _ = first.publish(&mut turn, &mut rng, &link, &publish);
+        }
+        let _ = first.commit(&mut turn);
+    }
+    let appending = start.elapsed();
+    drop(first);
+    let (_second, opening, elapsed) = open(2);
+    println!(
+        "{mib} MiB: {} publications in {} bytes, appended in {appending:?} ({:.0} ns each); opened \
+         256 empty shards in {empty:?}, these in {elapsed:?}",
+        opening.publications,
+        opening.bytes,
+        appending.as_nanos() as f64 / count as f64
+    );
+    assert_eq!(usize::try_from(opening.publications).unwrap(), count);
+    assert_eq!(shard_of(&channels[0]).index(), shard_of(&channels[0]).index());
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement needs a clock")]
+fn instant() -> Instant {
+    Instant::now()
+}

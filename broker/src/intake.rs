@@ -10,13 +10,7 @@ use muster_proto::{
 use muster_wire::{CHANNEL_NAME_BYTES_MAX, ChannelNameError};
 use rand::Rng;
 
-use crate::{
-    error::LinkError,
-    link::Link,
-    shard::Publishing,
-    table::Table,
-    turn::Turn,
-};
+use crate::{error::LinkError, link::Link, shard::Publishing, table::Table, turn::Turn};
 
 /// The receiving side of one link.
 #[derive(Debug)]
@@ -50,7 +44,9 @@ impl Intake {
         batch: WorkerBatch,
     ) -> Result<(), LinkError> {
         let frames = batch.frames.into_iter();
-        frames.map(|frame| frame.frame).try_for_each(|frame| self.frame(turn, rng, table, frame))
+        frames
+            .map(|frame| frame.frame)
+            .try_for_each(|frame| self.frame(turn, rng, table, frame))
     }
 
     fn frame(

@@ -33,14 +33,14 @@ use muster_wire::Millis;
 use tracing::{error, info, warn};
 
 pub use self::home::HomeError;
+use self::{
+    format::{ChannelId, Header, Opened, Publication, Record, encode},
+    storage::Storage,
+};
 pub(crate) use self::{
     home::{Clock, Home, OpenShardError},
     recovery::{Recovered, RecoveryError, open},
     storage::LockError,
-};
-use self::{
-    format::{ChannelId, Header, Opened, Publication, Record, encode},
-    storage::Storage,
 };
 use crate::log::{ChannelKey, Log};
 

@@ -13,11 +13,7 @@ use muster_proto::link::Position;
 use muster_wire::Millis;
 use slab::Slab;
 
-use crate::{
-    keys::Keys,
-    limits::Limits,
-    room::give_back_room,
-};
+use crate::{keys::Keys, limits::Limits, room::give_back_room};
 
 /// Counted for each retained publication beside its data: what the two queues,
 /// the reference count and the allocator need.

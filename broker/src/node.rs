@@ -6,8 +6,8 @@ use muster_daemon::{
     Config, NodeArgs, clock,
     config::{BrokerConfig, Fsync},
     control::{ControlHandle, control},
-    runtime_dir::orchestrator_socket,
     descriptors,
+    runtime_dir::orchestrator_socket,
     signals::{Signals, Stop},
 };
 use muster_proto::{

@@ -11,9 +11,9 @@ use muster_wire::Millis;
 use rand::Rng;
 
 use crate::{
-    limits::{ChannelCount, Limits},
-    journal::{Committed, CommitError, Journal, Recovered, StagedPublication, Unsynced},
+    journal::{CommitError, Committed, Journal, Recovered, StagedPublication, Unsynced},
     keys::{KeysFull, Known, Last},
+    limits::{ChannelCount, Limits},
     link::{Link, Offer},
     log::{ChannelKey, Log},
     room::give_back_room,
@@ -171,7 +171,8 @@ impl Shard {
         }
         match self.stage(turn, rng, publish) {
             Ok(body) => {
-                self.staged.push_back(Staged::new(link, publish, Some(body)));
+                self.staged
+                    .push_back(Staged::new(link, publish, Some(body)));
                 turn.touch(self.id);
                 Publishing::Staged
             }
@@ -316,7 +317,12 @@ impl Shard {
         self.answer_refused(turn, refused, reason);
     }
 
-    fn answer_refused(&mut self, turn: &mut Turn, refused: VecDeque<Staged>, reason: RefusalReason) {
+    fn answer_refused(
+        &mut self,
+        turn: &mut Turn,
+        refused: VecDeque<Staged>,
+        reason: RefusalReason,
+    ) {
         for staged in refused.iter().rev() {
             if let Some(body) = &staged.body {
                 self.log.take_back(body.key);
@@ -665,8 +671,7 @@ impl Answers {
 
     fn flush(&mut self, turn: &mut Turn) {
         if let Some(run) = self.0.take() {
-            run.link
-                .settle(turn, run.first_seq, run.count, run.outcome);
+            run.link.settle(turn, run.first_seq, run.count, run.outcome);
         }
     }
 }

@@ -67,9 +67,13 @@ pub(crate) struct Applied {
     pub(crate) kept: usize,
 }
 
-/// By shard.
 #[derive(Debug)]
-struct Wanted([Option<u64>; SHARDS]);
+struct Wanted {
+    /// By shard.
+    epochs: [Option<u64>; SHARDS],
+    /// That it could not be opened at that epoch has been logged.
+    are_logged: [bool; SHARDS],
+}
 
 /// What one look at the shards that are to be opened has achieved.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +98,10 @@ impl Table {
     pub(crate) fn new(limits: Limits, channels_max: u64, source: Source) -> Self {
         Self {
             source,
-            wanted: Mutex::new(Wanted([None; SHARDS])),
+            wanted: Mutex::new(Wanted {
+                epochs: [None; SHARDS],
+                are_logged: [false; SHARDS],
+            }),
             shards: DashMap::with_capacity_and_hasher_and_shard_amount(
                 SHARDS,
                 BuildHasherDefault::default(),
@@ -117,13 +124,14 @@ impl Table {
     pub(crate) fn apply(&self, now: Millis, view: &View, slot: u32, incarnation: u64) -> Applied {
         let mut turn = Turn::new(now);
         let mut wanted = self.lock_wanted();
-        wanted.0 = [None; SHARDS];
+        wanted.epochs = [None; SHARDS];
+        wanted.are_logged = [false; SHARDS];
         for (shard, epoch) in view.shards_of(slot, incarnation) {
-            wanted.0[shard.index()] = Some(epoch);
+            wanted.epochs[shard.index()] = Some(epoch);
         }
         let mut applied = Applied::default();
         for shard in ShardId::all() {
-            let wanted = wanted.0[shard.index()];
+            let wanted = wanted.epochs[shard.index()];
             let open = self.shards.view(&shard, |_, open| open.epoch());
             if open == wanted {
                 applied.kept += usize::from(open.is_some());
@@ -174,7 +182,7 @@ impl Table {
     /// The shards that are to be open and are not, with their epochs.
     pub(crate) fn waiting(&self) -> Vec<(ShardId, u64)> {
         let wanted = self.lock_wanted();
-        let wanted = ShardId::all().zip(wanted.0);
+        let wanted = ShardId::all().zip(wanted.epochs);
         let closed = wanted.filter(|(shard, _)| !self.shards.contains_key(shard));
         closed
             .filter_map(|(shard, epoch)| Some((shard, epoch?)))
@@ -194,8 +202,11 @@ impl Table {
                 };
             }
             Err(failure) => {
-                let error: &dyn std::error::Error = &failure;
-                error!(shard = %id, error, "Could not open a shard.");
+                let mut wanted = self.lock_wanted();
+                if !std::mem::replace(&mut wanted.are_logged[id.index()], true) {
+                    let error: &dyn std::error::Error = &failure;
+                    error!(shard = %id, error, "Could not open a shard; trying again and again.");
+                }
                 return Opening {
                     failed: 1,
                     ..Opening::default()
@@ -211,7 +222,7 @@ impl Table {
         let count = Arc::clone(&self.channel_count);
         let shard = Shard::recover(id, epoch, recovered, count);
         let wanted = self.lock_wanted();
-        if wanted.0[id.index()] != Some(epoch) {
+        if wanted.epochs[id.index()] != Some(epoch) {
             // Another view has come meanwhile, and another look follows it.
             shard.close(&mut Turn::new(Millis(0)));
             return Opening::default();
@@ -231,7 +242,7 @@ impl Table {
     pub(crate) fn close(&self, now: Millis) {
         let mut turn = Turn::new(now);
         let mut wanted = self.lock_wanted();
-        wanted.0 = [None; SHARDS];
+        wanted.epochs = [None; SHARDS];
         for id in ShardId::all() {
             if let Some((_, shard)) = self.shards.remove(&id) {
                 shard.close(&mut turn);

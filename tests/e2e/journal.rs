@@ -166,15 +166,23 @@ async fn a_cluster_that_was_taken_down_goes_on_with_its_journal() {
     assert!(output.status.success(), "{output:?}");
     cluster.ended().await;
     let again = cluster.start_again().await;
-    assert!(epoch(&again).await > before, "shards are open at an epoch that rises");
+    assert!(
+        epoch(&again).await > before,
+        "shards are open at an epoch that rises"
+    );
     let mut client = Raw::connect(&again.url()).await;
     client.subscribe("a").await;
     client.publish("a", "2").await;
-    assert_eq!(client.delivery().await, ("a".to_owned(), Some("2".to_owned())));
+    assert_eq!(
+        client.delivery().await,
+        ("a".to_owned(), Some("2".to_owned()))
+    );
 }
 
 async fn epoch(cluster: &Cluster) -> u64 {
     let output = cluster.verb(&["status", "--json"]).await;
     let status: Value = json(&String::from_utf8_lossy(&output.stdout));
-    status["epoch"].as_u64().expect("the status names the epoch")
+    status["epoch"]
+        .as_u64()
+        .expect("the status names the epoch")
 }

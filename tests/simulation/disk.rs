@@ -76,7 +76,8 @@ impl Cluster {
     pub(crate) fn set_room(&mut self, room: Option<u64>) {
         self.room = room;
         self.journal.set_room(room);
-        self.transcript
-            .line(self.now, || format!("bytes that fit on each disk: {room:?}"));
+        self.transcript.line(self.now, || {
+            format!("bytes that fit on each disk: {room:?}")
+        });
     }
 }

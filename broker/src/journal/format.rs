@@ -74,7 +74,9 @@ pub(crate) enum Record<'a> {
     },
     Publication(Publication<'a>),
     /// The keys begin anew; those that are remembered follow.
-    Keys { turned_at: u64 },
+    Keys {
+        turned_at: u64,
+    },
     /// A producer that is remembered.
     Key {
         is_older: bool,
@@ -129,11 +131,7 @@ impl Header {
     }
 
     /// The header at the start of `bytes`, which must be of this segment.
-    pub(crate) fn decode(
-        bytes: &[u8],
-        shard: ShardId,
-        sequence: u64,
-    ) -> Result<Self, HeaderError> {
+    pub(crate) fn decode(bytes: &[u8], shard: ShardId, sequence: u64) -> Result<Self, HeaderError> {
         let whole = bytes.get(..HEADER_BYTES).ok_or(HeaderError::Short)?;
         if whole[..MAGIC.len()] != MAGIC {
             return Err(HeaderError::Magic);
@@ -154,7 +152,7 @@ impl Header {
         if whole[HEADER_BYTES - 8..] != checksum.to_le_bytes() {
             return Err(HeaderError::Checksum);
         }
-        if shard_found != shard.index() as u32 {
+        if shard_found as usize != shard.index() {
             let found = u16::try_from(shard_found).unwrap_or(u16::MAX);
             return Err(HeaderError::Shard { found });
         }

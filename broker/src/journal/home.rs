@@ -83,6 +83,7 @@ pub(crate) enum OpenShardError {
 pub(crate) struct Home {
     dir: PathBuf,
     boot: u128,
+    is_ever_synced: bool,
     options: Options,
 }
 
@@ -111,6 +112,7 @@ impl Home {
         Ok(Self {
             dir,
             boot,
+            is_ever_synced: config.fsync != Fsync::Never,
             options: Options {
                 is_synced: config.fsync == Fsync::Always,
                 budget: Arc::new(Budget::new(bytes_max)),
@@ -133,7 +135,7 @@ impl Home {
         limits: &Limits,
     ) -> Result<Recovered, OpenShardError> {
         let dir = self.shard_dir(shard);
-        let files = match Files::lock(dir.clone(), epoch) {
+        let files = match Files::lock(dir.clone(), epoch, self.is_ever_synced) {
             Ok(files) => Box::new(files),
             Err(source) => return Err(OpenShardError::Lock { dir, source }),
         };

@@ -110,7 +110,10 @@ pub(crate) fn open(
             Log::new(clock.now, limits.clone())
         }
     };
-    options.budget.open.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    options
+        .budget
+        .open
+        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let mut journal = Journal {
         shard,
         storage,
@@ -150,12 +153,20 @@ pub(crate) fn open(
 impl Journal {
     /// Goes on in the newest segment, after what is whole of it.
     fn resume(&mut self, is_torn: bool) -> Result<(), RecoveryError> {
-        let Segment { sequence, bytes, .. } = *self.present();
+        let Segment {
+            sequence, bytes, ..
+        } = *self.present();
         let file = self.storage.name(sequence);
         let write = |source| RecoveryError::Write { file, source };
         self.storage
             .resume(sequence)
-            .and_then(|()| if is_torn { self.storage.truncate(bytes) } else { Ok(()) })
+            .and_then(|()| {
+                if is_torn {
+                    self.storage.truncate(bytes)
+                } else {
+                    Ok(())
+                }
+            })
             .map_err(write)?;
         self.remove_outdated();
         self.stage_opening();
@@ -226,7 +237,10 @@ fn replay_all(
     };
     for (index, &sequence) in sequences.iter().enumerate() {
         let is_newest = index + 1 == sequences.len();
-        let expected = replay.segments.last().map_or(sequence, |it| it.sequence + 1);
+        let expected = replay
+            .segments
+            .last()
+            .map_or(sequence, |it| it.sequence + 1);
         let outcome = if sequence == expected {
             replay.segment(storage, shard, sequence, is_newest, clock)
         } else {
@@ -239,7 +253,14 @@ fn replay_all(
                     warn!(%shard, error, "Let go of a journal that the machine's crash has cut.");
                     Ok(Replay {
                         log: Log::new(Millis(0), limits.clone()),
-                        segments: sequences.iter().map(|&sequence| Segment { sequence, bytes: 0, publications: 0 }).collect(),
+                        segments: sequences
+                            .iter()
+                            .map(|&sequence| Segment {
+                                sequence,
+                                bytes: 0,
+                                publications: 0,
+                            })
+                            .collect(),
                         epoch: crashed.epoch.max(replay.epoch),
                         open: Some(crashed),
                         ..replay
@@ -482,7 +503,15 @@ fn damaged(storage: &dyn Storage, sequence: u64, at: usize, damage: Damage) -> R
 
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bytes, publications, torn_bytes, is_anew } = self;
-        write!(f, "{bytes} bytes, {publications} publications, {torn_bytes} torn, anew: {is_anew}")
+        let Self {
+            bytes,
+            publications,
+            torn_bytes,
+            is_anew,
+        } = self;
+        write!(
+            f,
+            "{bytes} bytes, {publications} publications, {torn_bytes} torn, anew: {is_anew}"
+        )
     }
 }

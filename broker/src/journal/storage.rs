@@ -74,13 +74,16 @@ pub(crate) struct Files {
     /// The kernel's lock lives as long as this open file.
     _lock: File,
     current: Option<Arc<File>>,
+    /// Somebody asks for what is not synced.
+    is_synced: bool,
     /// Files with something that is not synced, each once.
     unsynced: Vec<Arc<File>>,
 }
 
 impl Files {
     /// Locks a shard's directory for this epoch, creating it if need be.
-    pub(crate) fn lock(dir: PathBuf, epoch: u64) -> Result<Self, LockError> {
+    /// `is_synced`: what is written will be asked for to be synced.
+    pub(crate) fn lock(dir: PathBuf, epoch: u64, is_synced: bool) -> Result<Self, LockError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(DIR_MODE).create(&dir)?;
         let lock = OpenOptions::new()
@@ -105,6 +108,7 @@ impl Files {
             dir,
             _lock: lock,
             current: None,
+            is_synced,
             unsynced: Vec::new(),
         };
         files.remove_unfinished()?;
@@ -126,7 +130,8 @@ impl Files {
     }
 
     fn note_unsynced(&mut self, file: &Arc<File>) {
-        if !self.unsynced.iter().any(|known| Arc::ptr_eq(known, file)) {
+        let is_known = self.unsynced.iter().any(|known| Arc::ptr_eq(known, file));
+        if self.is_synced && !is_known {
             self.unsynced.push(Arc::clone(file));
         }
     }
@@ -181,7 +186,7 @@ impl Storage for Files {
         })?;
         let file = Arc::new(file);
         self.note_unsynced(&file);
-        self.unsynced.push(Arc::new(dir));
+        self.note_unsynced(&Arc::new(dir));
         self.current = Some(file);
         Ok(())
     }

@@ -185,14 +185,19 @@ fn boundaries(sequence: u64, segment: &[u8]) -> Vec<usize> {
 #[test]
 fn what_was_committed_is_there_again_with_its_keys() {
     let mut bench = Bench::new();
-    bench.publish(&[("a", "1"), ("b", "1"), ("a", "2")]).unwrap();
+    bench
+        .publish(&[("a", "1"), ("b", "1"), ("a", "2")])
+        .unwrap();
     bench.publish(&[("", "null")]).unwrap();
     let (content, n) = (bench.content(), bench.n);
     let again = Bench::open(&bench.killed(), 2, clock(5)).unwrap();
     assert_eq!(again.content(), content);
     assert_eq!(again.log.keys().knows(b"p", n), Known::Yes);
     assert_eq!(again.log.keys().knows(b"p", n + 1), Known::No);
-    assert_eq!((again.recovery.publications, again.recovery.torn_bytes), (4, 0));
+    assert_eq!(
+        (again.recovery.publications, again.recovery.torn_bytes),
+        (4, 0)
+    );
 }
 
 #[test]
@@ -245,15 +250,23 @@ fn a_crash_of_the_machine_begins_new_generations_unless_all_was_synced() {
         // The epoch is not forgotten.
         drop(again);
         let earlier = Bench::open(&disk, 1, other_boot).unwrap_err();
-        assert!(matches!(earlier, RecoveryError::LaterEpoch { found: 2, .. }));
+        assert!(matches!(
+            earlier,
+            RecoveryError::LaterEpoch { found: 2, .. }
+        ));
     }
 }
 
 #[test]
 fn a_shard_is_not_opened_at_an_epoch_before_its_last() {
-    let disk = Bench::open(&MemoryDisk::default(), 5, clock(0)).unwrap().killed();
+    let disk = Bench::open(&MemoryDisk::default(), 5, clock(0))
+        .unwrap()
+        .killed();
     let error = Bench::open(&disk, 4, clock(0)).unwrap_err();
-    assert!(matches!(error, RecoveryError::LaterEpoch { found: 5, epoch: 4 }));
+    assert!(matches!(
+        error,
+        RecoveryError::LaterEpoch { found: 5, epoch: 4 }
+    ));
     Bench::open(&disk, 5, clock(0)).unwrap();
 }
 
@@ -285,7 +298,11 @@ fn a_quiet_journal_lets_go_of_everything_that_is_not_retained() {
     bench.now = Millis(100_000);
     bench.log.trim(bench.now);
     bench.journal.tidy(&bench.log, 0);
-    assert!(bench.disk.bytes() < before / 2, "{} bytes", bench.disk.bytes());
+    assert!(
+        bench.disk.bytes() < before / 2,
+        "{} bytes",
+        bench.disk.bytes()
+    );
 }
 
 #[test]

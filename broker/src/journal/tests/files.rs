@@ -7,11 +7,10 @@ use muster_daemon::{ByteSize, config::BrokerConfig};
 use muster_proto::{
     BrokerNode, View,
     link::{Publish, ReadRequest},
-    shard_of,
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::*;
+use super::{super::storage::Files, *};
 use crate::{
     link::Link,
     shard::Publishing,
@@ -79,17 +78,23 @@ fn a_broker_that_is_back_goes_on_with_every_channel_and_knows_every_key() {
         let staged = publish(&first, channel, n, 3, Bytes::from_static(b"1"));
         assert_eq!(staged, Publishing::Staged);
     }
-    let before: Vec<_> = channels.iter().map(|channel| head(&first, channel)).collect();
+    let before: Vec<_> = channels
+        .iter()
+        .map(|channel| head(&first, channel))
+        .collect();
     drop(first);
     let (second, opening) = table(dir.path(), 4);
     assert_eq!((opening.opened, opening.publications), (256, 50));
-    let after: Vec<_> = channels.iter().map(|channel| head(&second, channel)).collect();
+    let after: Vec<_> = channels
+        .iter()
+        .map(|channel| head(&second, channel))
+        .collect();
     assert_eq!(after, before);
     for (n, channel) in (1..).zip(&channels) {
         let again = publish(&second, channel, n, 4, Bytes::from_static(b"1"));
         assert_eq!(again, Publishing::Done(Ok(())));
     }
-    publish(&second, "0", 100, 4, Bytes::from_static(b"2"));
+    let _ = publish(&second, "0", 100, 4, Bytes::from_static(b"2"));
     let expected = Position {
         offset: 2,
         ..before[0].unwrap()
@@ -101,7 +106,7 @@ fn a_broker_that_is_back_goes_on_with_every_channel_and_knows_every_key() {
 fn a_shard_that_another_broker_has_is_opened_once_that_one_has_let_go() {
     let dir = tempfile::tempdir().unwrap();
     let (first, _) = table(dir.path(), 1);
-    publish(&first, "a", 1, 1, Bytes::from_static(b"1"));
+    let _ = publish(&first, "a", 1, 1, Bytes::from_static(b"1"));
     let before = head(&first, "a");
     let (second, opening) = table(dir.path(), 2);
     assert_eq!((opening.opened, opening.held), (0, 256));
@@ -131,6 +136,23 @@ fn a_directory_that_others_can_enter_is_refused_with_what_to_do() {
     std::fs::set_permissions(&journal, std::fs::Permissions::from_mode(0o755)).unwrap();
     let error = Home::open(&config(dir.path()), dir.path()).unwrap_err();
     assert!(error.to_string().contains("chmod 700"), "{error}");
+}
+
+#[test]
+fn segments_that_come_and_go_leave_no_descriptor_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let open_files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut files = Files::lock(dir.path().join("shard"), 1, false).unwrap();
+    files.create(1, b"1").unwrap();
+    let before = open_files();
+    for sequence in 2..10 {
+        files.create(sequence, b"2").unwrap();
+        files.write_at(1, b"3").unwrap();
+        files.remove(sequence - 1).unwrap();
+    }
+    assert_eq!(open_files(), before);
+    assert_eq!(files.segments().unwrap(), [9]);
+    assert_eq!(&files.read(9).unwrap()[..], b"23");
 }
 
 /// `MUSTER_TEST_JOURNAL_MIB=100 cargo test --release -p muster-broker recovery_time -- --ignored --nocapture`
@@ -174,7 +196,9 @@ fn recovery_time() {
         (table, opening, start.elapsed())
     };
     let (first, _, empty) = open(1);
-    let channels: Vec<String> = (0..2000).map(|channel| format!("channel {channel}")).collect();
+    let channels: Vec<String> = (0..2000)
+        .map(|channel| format!("channel {channel}"))
+        .collect();
     let link = Arc::new(Link::new(Millis(0)));
     let mut rng = StdRng::seed_from_u64(1);
     let per_publication = data.len() + 80;
@@ -208,7 +232,6 @@ fn recovery_time() {
         appending.as_nanos() as f64 / count as f64
     );
     assert_eq!(usize::try_from(opening.publications).unwrap(), count);
-    assert_eq!(shard_of(&channels[0]).index(), shard_of(&channels[0]).index());
 }
 
 #[expect(clippy::disallowed_methods, reason = "a measurement needs a clock")]

@@ -23,6 +23,8 @@ const NO_CRASH_LOOP: Duration = Duration::from_millis(5500);
 struct Published {
     /// By number: acknowledged or not yet.
     acked: BTreeMap<u64, bool>,
+    /// Longest from a publication to its acknowledgement.
+    pause: Duration,
 }
 
 /// Publishes 0, 1, 2 … on the channels in turn until told to stop and every
@@ -31,16 +33,18 @@ async fn publish(mut client: Raw, channels: Vec<String>, stop: watch::Receiver<b
     let mut published = Published::default();
     let mut pace = interval(PACE);
     let mut next = 0;
+    let mut sent_at = Vec::new();
     let is_done = |published: &Published| published.acked.values().all(|acked| *acked);
     while !(*stop.borrow() && is_done(&published)) {
         tokio::select! {
             _ = pace.tick(), if !*stop.borrow() => {
-                let channel = &channels[usize::try_from(next).unwrap() % channels.len()];
+                let channel = &channels[index(next) % channels.len()];
                 let cid = 1000 + next;
                 let packet = format!(
                     r##"{{"event":"#publish","data":{{"channel":"{channel}","data":{next}}},"cid":{cid}}}"##
                 );
                 client.send(&packet).await;
+                sent_at.push(Instant::now());
                 published.acked.insert(next, false);
                 next += 1;
             }
@@ -49,6 +53,7 @@ async fn publish(mut client: Raw, channels: Vec<String>, stop: watch::Receiver<b
                 assert_eq!(answer.get("error"), None, "{text}");
                 let number = answer["rid"].as_u64().expect("an answer") - 1000;
                 published.acked.insert(number, true);
+                published.pause = published.pause.max(sent_at[index(number)].elapsed());
             }
         }
     }
@@ -77,11 +82,16 @@ async fn listen(mut client: Raw, until: watch::Receiver<Option<BTreeMap<String, 
     }
 }
 
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("a 64-bit machine")
+}
+
 type Heard = BTreeMap<String, Vec<u64>>;
 
 /// Publishes and listens on every worker while `disturb` does what it does to
 /// the brokers; every publication must be acknowledged and be heard once, in
 /// order, by every subscriber. Returns the number of publications.
+#[expect(clippy::print_stdout, reason = "the pause is a figure worth knowing")]
 async fn nothing_is_lost_while(cluster: &Cluster, disturb: impl AsyncFnOnce(&Cluster)) -> usize {
     let channels = channels();
     let mut clients = on_every_worker(cluster).await;
@@ -99,24 +109,31 @@ async fn nothing_is_lost_while(cluster: &Cluster, disturb: impl AsyncFnOnce(&Clu
         .map(|client| tokio::spawn(listen(client, last.clone())))
         .collect();
     disturb(cluster).await;
-    stop.send(true).unwrap();
+    stop.send(true).expect("the publisher listens");
     let published = timeout(patience(), publisher)
         .await
         .expect("everything is answered in time")
-        .unwrap();
+        .expect("the publisher does not panic");
+    println!(
+        "{} publications, the longest wait for an acknowledgement {:?}",
+        published.acked.len(),
+        published.pause
+    );
     let mut expected = Heard::new();
     for number in published.acked.keys() {
-        let channel = &channels[usize::try_from(*number).unwrap() % channels.len()];
+        let channel = &channels[index(*number) % channels.len()];
         expected.entry(channel.clone()).or_default().push(*number);
     }
     let lasts = expected.iter();
     let lasts = lasts.filter_map(|(channel, all)| Some((channel.clone(), *all.last()?)));
-    tell_last.send(Some(lasts.collect())).unwrap();
+    tell_last
+        .send(Some(lasts.collect()))
+        .expect("somebody listens");
     for listener in listeners {
         let heard = timeout(patience(), listener)
             .await
             .expect("everything is heard in time")
-            .unwrap();
+            .expect("the listener does not panic");
         assert_eq!(heard, expected);
     }
     published.acked.len()

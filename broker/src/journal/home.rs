@@ -171,6 +171,8 @@ impl Home {
 /// memory, and in it the cluster's, which its runtime directory names.
 fn default_dir(runtime_dir: &Path) -> (PathBuf, PathBuf) {
     let ours = Path::new(SHARED_MEMORY).join(format!("muster-{}", geteuid().as_raw()));
+    let absolute = std::path::absolute(runtime_dir);
+    let runtime_dir = absolute.as_deref().unwrap_or(runtime_dir);
     let name = runtime_dir.file_name().unwrap_or_default();
     let whole = xxh3_64(runtime_dir.as_os_str().as_encoded_bytes());
     let cluster = format!("{}-{whole:016x}", name.display());

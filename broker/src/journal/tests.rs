@@ -158,7 +158,7 @@ impl Bench {
     }
 
     fn damage_of(disk: &MemoryDisk) -> (u64, Damage) {
-        match Bench::open(disk, 9, clock(0)) {
+        match Self::open(disk, 9, clock(0)) {
             Err(RecoveryError::Damaged { at, damage, .. }) => (at, damage),
             other => panic!("{other:?} instead of damage"),
         }
@@ -427,7 +427,7 @@ proptest! {
                 prop_assert_eq!(heads(&bench.content()), heads(&before));
             }
             bench.disk.set_faults(Faults::default());
-            if bench.n % 7 == 0 {
+            if bench.n.is_multiple_of(7) {
                 epoch += 1;
                 let content: Vec<_> = bench.content().into_iter().filter(|it| it.1.offset > 0).collect();
                 let last = bench.log.keys().last(b"p");

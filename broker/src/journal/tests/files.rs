@@ -27,8 +27,19 @@ fn config(dir: &Path) -> BrokerConfig {
 
 /// A broker's table with every shard open at this epoch.
 fn table(dir: &Path, epoch: u64) -> (Table, Opening) {
-    let home = Home::open(&config(dir), dir).unwrap();
-    let table = Table::new(limits(), 1 << 20, Source::Journal(home));
+    let (table, opening, _) = table_with(&config(dir), limits(), dir, epoch);
+    (table, opening)
+}
+
+/// The same, and how long the opening took.
+fn table_with(
+    config: &BrokerConfig,
+    limits: Limits,
+    dir: &Path,
+    epoch: u64,
+) -> (Table, Opening, Duration) {
+    let home = Home::open(config, dir).unwrap();
+    let table = Table::new(limits, 1 << 20, Source::Journal(home));
     let nodes = [BrokerNode {
         slot: 1,
         incarnation: epoch,
@@ -36,8 +47,9 @@ fn table(dir: &Path, epoch: u64) -> (Table, Opening) {
     }];
     let view = View::next_above(epoch - 1, &View::default(), nodes);
     table.apply(muster_daemon::clock::now(), &view, 1, epoch);
+    let start = instant();
     let opening = table.open_waiting();
-    (table, opening)
+    (table, opening, start.elapsed())
 }
 
 fn publish(table: &Table, channel: &str, n: u64, shard_epoch: u64, data: Bytes) -> Publishing {
@@ -155,58 +167,55 @@ fn segments_that_come_and_go_leave_no_descriptor_open() {
     assert_eq!(&files.read(9).unwrap()[..], b"23");
 }
 
-/// `MUSTER_TEST_JOURNAL_MIB=100 cargo test --release -p muster-broker recovery_time -- --ignored --nocapture`
+/// `MUSTER_TEST_JOURNAL_MIB=100 cargo test --release -p muster-broker --lib recovery_time --
+/// --ignored --nocapture`; `MUSTER_TEST_DATA_BYTES` per publication, in
+/// `MUSTER_TEST_JOURNAL_DIR`.
 #[test]
 #[ignore = "it measures"]
-#[expect(clippy::print_stdout, reason = "figures are what it is for")]
 fn recovery_time() {
-    let variable = |name: &str, default: u64| {
+    let variable = |name: &str, default: usize| {
         let value = std::env::var(name).ok();
         value.map_or(default, |value| value.parse().unwrap())
     };
-    let mib = variable("MUSTER_TEST_JOURNAL_MIB", 1);
-    let data = vec![b'1'; usize::try_from(variable("MUSTER_TEST_DATA_BYTES", 200)).unwrap()];
-    let data = Bytes::from(data);
-    let parent = std::env::var_os("MUSTER_TEST_JOURNAL_DIR");
-    let dir = match parent {
-        Some(parent) => tempfile::tempdir_in(parent).unwrap(),
-        None => tempfile::tempdir().unwrap(),
+    let bytes = variable("MUSTER_TEST_JOURNAL_MIB", 1) << 20;
+    let data = Bytes::from(vec![b'1'; variable("MUSTER_TEST_DATA_BYTES", 200)]);
+    let parent = std::env::var_os("MUSTER_TEST_JOURNAL_DIR").unwrap_or("/tmp".into());
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let large = BrokerConfig {
+        journal_bytes_max: ByteSize::mib(1 << 20),
+        ..config(dir.path())
     };
     let wide = || Limits {
         tail_bytes_max: usize::MAX,
         tail_age: Duration::from_secs(3600),
         ..limits()
     };
-    let open = |epoch: u64| {
-        let large = BrokerConfig {
-            journal_bytes_max: ByteSize::mib(1 << 20),
-            ..config(dir.path())
-        };
-        let home = Home::open(&large, dir.path()).unwrap();
-        let table = Table::new(wide(), 1 << 20, Source::Journal(home));
-        let nodes = [BrokerNode {
-            slot: 1,
-            incarnation: epoch,
-            address: "unix:/nowhere".into(),
-        }];
-        let view = View::next_above(epoch - 1, &View::default(), nodes);
-        table.apply(muster_daemon::clock::now(), &view, 1, epoch);
-        let start = instant();
-        let opening = table.open_waiting();
-        (table, opening, start.elapsed())
-    };
+    let open = |epoch| table_with(&large, wide(), dir.path(), epoch);
     let (first, _, empty) = open(1);
-    let channels: Vec<String> = (0..2000)
-        .map(|channel| format!("channel {channel}"))
-        .collect();
+    let count = bytes / (data.len() + 80);
+    let start = instant();
+    publish_many(&first, count, &data);
+    let appending = start.elapsed();
+    drop(first);
+    let (_second, opening, elapsed) = open(2);
+    println!(
+        "{} publications in {} bytes, {:.0} ns each to append; opened 256 empty shards in \
+         {empty:?}, these in {elapsed:?}",
+        opening.publications,
+        opening.bytes,
+        appending.as_nanos() as f64 / count as f64
+    );
+    assert_eq!(usize::try_from(opening.publications).unwrap(), count);
+}
+
+/// Publishes on 2000 channels, a thousand publications in one turn.
+fn publish_many(table: &Table, count: usize, data: &Bytes) {
+    let channels: Vec<String> = (0..2000).map(|it| format!("channel {it}")).collect();
     let link = Arc::new(Link::new(Millis(0)));
     let mut rng = StdRng::seed_from_u64(1);
-    let per_publication = data.len() + 80;
-    let count = usize::try_from(mib << 20).unwrap() / per_publication;
-    let start = instant();
-    for turn_start in (0..count).step_by(1000) {
+    for first in (0..count).step_by(1000) {
         let mut turn = Turn::new(muster_daemon::clock::now());
-        for index in turn_start..count.min(turn_start + 1000) {
+        for index in first..count.min(first + 1000) {
             let publish = Publish {
                 seq: index as u64 + 1,
                 channel: Bytes::copy_from_slice(channels[index % channels.len()].as_bytes()),
@@ -217,21 +226,11 @@ fn recovery_time() {
                 age_ms: 0,
                 attempt: 0,
             };
-            let _ = first.publish(&mut turn, &mut rng, &link, &publish);
+            let staged = table.publish(&mut turn, &mut rng, &link, &publish);
+            assert_eq!(staged, Publishing::Staged);
         }
-        let _ = first.commit(&mut turn);
+        assert_eq!(table.commit(&mut turn), []);
     }
-    let appending = start.elapsed();
-    drop(first);
-    let (_second, opening, elapsed) = open(2);
-    println!(
-        "{mib} MiB: {} publications in {} bytes, appended in {appending:?} ({:.0} ns each); opened \
-         256 empty shards in {empty:?}, these in {elapsed:?}",
-        opening.publications,
-        opening.bytes,
-        appending.as_nanos() as f64 / count as f64
-    );
-    assert_eq!(usize::try_from(opening.publications).unwrap(), count);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a measurement needs a clock")]

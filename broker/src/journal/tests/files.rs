@@ -40,16 +40,27 @@ fn table_with(
 ) -> (Table, Opening, Duration) {
     let home = Home::open(config, dir).unwrap();
     let table = Table::new(limits, 1 << 20, Source::Journal(home));
+    table.apply(muster_daemon::clock::now(), &view(epoch), 1, epoch);
+    let start = instant();
+    let opening = table.open_waiting();
+    (table, opening, start.elapsed())
+}
+
+/// One without journals.
+fn memory_table(limits: Limits) -> Table {
+    let table = Table::new(limits, 1 << 20, Source::Nothing);
+    table.apply(Millis(0), &view(1), 1, 1);
+    table
+}
+
+/// All shards are slot 1's, opened at this epoch.
+fn view(epoch: u64) -> View {
     let nodes = [BrokerNode {
         slot: 1,
         incarnation: epoch,
         address: "unix:/nowhere".into(),
     }];
-    let view = View::next_above(epoch - 1, &View::default(), nodes);
-    table.apply(muster_daemon::clock::now(), &view, 1, epoch);
-    let start = instant();
-    let opening = table.open_waiting();
-    (table, opening, start.elapsed())
+    View::next_above(epoch - 1, &View::default(), nodes)
 }
 
 fn publish(table: &Table, channel: &str, n: u64, shard_epoch: u64, data: Bytes) -> Publishing {
@@ -190,20 +201,26 @@ fn recovery_time() {
         tail_age: Duration::from_secs(3600),
         ..limits()
     };
+    let count = bytes / (data.len() + 80);
+    let without = memory_table(wide());
+    let start = instant();
+    publish_many(&without, count, &data);
+    let unjournaled = start.elapsed();
+    drop(without);
     let open = |epoch| table_with(&large, wide(), dir.path(), epoch);
     let (first, _, empty) = open(1);
-    let count = bytes / (data.len() + 80);
     let start = instant();
     publish_many(&first, count, &data);
     let appending = start.elapsed();
     drop(first);
     let (_second, opening, elapsed) = open(2);
     println!(
-        "{} publications in {} bytes, {:.0} ns each to append; opened 256 empty shards in \
-         {empty:?}, these in {elapsed:?}",
+        "{} publications in {} bytes, {:.0} ns each to append ({:.0} ns without a journal); opened \
+         256 empty shards in {empty:?}, these in {elapsed:?}",
         opening.publications,
         opening.bytes,
-        appending.as_nanos() as f64 / count as f64
+        appending.as_nanos() as f64 / count as f64,
+        unjournaled.as_nanos() as f64 / count as f64,
     );
     assert_eq!(usize::try_from(opening.publications).unwrap(), count);
 }

@@ -329,26 +329,24 @@ impl Shard {
                 self.log.keys_mut().restore(&staged.producer, body.before);
             }
         }
-        let mut answers = Answers::default();
-        for Staged {
-            link,
-            seq,
-            producer,
-            n,
-            body,
-        } in refused
-        {
-            let keys = self.log.keys_mut();
-            // A copy may be of one that is in the log.
-            let outcome = match keys.knows(&producer, n) {
-                Known::Yes if body.is_none() => Ok(()),
-                Known::Yes | Known::No => {
-                    keys.note_refused(&producer, n);
-                    Err(reason)
-                }
+        // All of them before anything is noted, which is about later copies.
+        let keys = self.log.keys();
+        let outcomes: Vec<_> = refused
+            .iter()
+            .map(|staged| match keys.knows(&staged.producer, staged.n) {
+                // A copy may be of one that is in the log.
+                Known::Yes if staged.body.is_none() => Ok(()),
+                Known::Yes | Known::No => Err(reason),
                 Known::Perhaps => Err(RefusalReason::OutcomeUnknown),
-            };
-            answers.add(turn, link, seq, outcome);
+            })
+            .collect();
+        let mut answers = Answers::default();
+        for (staged, outcome) in refused.into_iter().zip(outcomes) {
+            if outcome.is_err() {
+                let keys = self.log.keys_mut();
+                keys.note_refused(&staged.producer, staged.n);
+            }
+            answers.add(turn, staged.link, staged.seq, outcome);
         }
         answers.flush(turn);
     }

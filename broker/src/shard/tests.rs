@@ -14,6 +14,7 @@ use super::*;
 use crate::link::{LinkEnd, Step};
 
 mod history;
+mod syncing;
 
 const EPOCH: u64 = 5;
 const REQUEST: u64 = 9;

@@ -40,6 +40,9 @@ pub enum BrokerError {
         /// Why not.
         source: io::Error,
     },
+    /// There is no place for the journal.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::HomeError),
     /// A part of the broker ended that never should.
     #[error("{part} has stopped")]
     PartStopped {

@@ -10,12 +10,7 @@ use muster_proto::{
 use muster_wire::{CHANNEL_NAME_BYTES_MAX, ChannelNameError};
 use rand::Rng;
 
-use crate::{
-    error::LinkError,
-    link::{Answer, Link},
-    table::Table,
-    turn::Turn,
-};
+use crate::{error::LinkError, link::Link, shard::Publishing, table::Table, turn::Turn};
 
 /// The receiving side of one link.
 #[derive(Debug)]
@@ -26,8 +21,6 @@ pub(crate) struct Intake {
     /// By shard: the attempt of which something, a subscription or a
     /// publication, was refused for its epoch.
     refused: HashMap<ShardId, u32>,
-    /// Empty between batches; kept for its allocation.
-    answers: Vec<Answer>,
 }
 
 impl Intake {
@@ -37,12 +30,12 @@ impl Intake {
             data_bytes_max,
             last_seq: 0,
             refused: HashMap::new(),
-            answers: Vec::new(),
         }
     }
 
     /// Does what a batch asks for, in order. An error ends the link; what came
-    /// before the frame at fault is done and answered.
+    /// before the frame at fault is done. What was staged is to be committed at
+    /// the end of the turn, whatever the outcome.
     pub(crate) fn handle(
         &mut self,
         turn: &mut Turn,
@@ -50,15 +43,10 @@ impl Intake {
         table: &Table,
         batch: WorkerBatch,
     ) -> Result<(), LinkError> {
-        let mut outcome = Ok(());
-        for frame in batch.frames {
-            outcome = self.frame(turn, rng, table, frame.frame);
-            if outcome.is_err() {
-                break;
-            }
-        }
-        self.link.answer(turn, &mut self.answers);
-        outcome
+        let frames = batch.frames.into_iter();
+        frames
+            .map(|frame| frame.frame)
+            .try_for_each(|frame| self.frame(turn, rng, table, frame))
     }
 
     fn frame(
@@ -107,19 +95,10 @@ impl Intake {
         self.last_seq = publish.seq;
         let outcome = match self.check(publish) {
             Ok(()) => self.publish_well_formed(turn, rng, table, publish),
-            Err(reason) => Err(reason),
+            Err(reason) => Publishing::Done(Err(reason)),
         };
-        let answer = match outcome {
-            Ok(()) => Answer::ack(publish.seq),
-            Err(reason) => Answer::Refusal {
-                seq: publish.seq,
-                reason,
-            },
-        };
-        let last = self.answers.last_mut();
-        match last.and_then(|last| Some((last.merged_with(answer)?, last))) {
-            Some((both, last)) => *last = both,
-            None => self.answers.push(answer),
+        if let Publishing::Done(outcome) = outcome {
+            self.link.settle(turn, publish.seq, 1, outcome);
         }
         Ok(())
     }
@@ -132,16 +111,16 @@ impl Intake {
         rng: &mut impl Rng,
         table: &Table,
         publish: &Publish,
-    ) -> Result<(), RefusalReason> {
+    ) -> Publishing {
         if !self.refused.is_empty() {
             let shard = shard_of(&publish.channel);
             if self.refused.get(&shard) == Some(&publish.attempt) {
-                return Err(RefusalReason::WrongEpoch);
+                return Publishing::Done(Err(RefusalReason::WrongEpoch));
             }
             self.refused.remove(&shard);
         }
-        let outcome = table.publish(turn, rng, publish);
-        if outcome == Err(RefusalReason::WrongEpoch) {
+        let outcome = table.publish(turn, rng, &self.link, publish);
+        if outcome == Publishing::Done(Err(RefusalReason::WrongEpoch)) {
             self.refused
                 .insert(shard_of(&publish.channel), publish.attempt);
         }

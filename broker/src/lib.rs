@@ -7,6 +7,7 @@
 
 mod error;
 mod intake;
+mod journal;
 mod keys;
 mod limits;
 mod link;
@@ -26,6 +27,7 @@ use muster_daemon::{Config, NodeArgs, cadence};
 use tokio::runtime::{Builder, Runtime};
 
 pub use error::BrokerError;
+pub use journal::HomeError;
 pub use listen::Listen;
 
 /// Runs a broker on a Unix socket until SIGTERM or SIGINT; see [`run_on`].

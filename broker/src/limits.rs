@@ -64,6 +64,11 @@ impl ChannelCount {
             .is_ok()
     }
 
+    /// Takes places for channels that are there already, however many there are.
+    pub(crate) fn add(&self, channels: usize) {
+        self.count.fetch_add(channels as u64, Ordering::Relaxed);
+    }
+
     /// Gives back the places of `channels` channels that were taken.
     pub(crate) fn give_back(&self, channels: usize) {
         self.count.fetch_sub(channels as u64, Ordering::Relaxed);

@@ -53,6 +53,11 @@ struct State {
     credit: i64,
     /// Answers to publications, which need not wait behind relays.
     answers: VecDeque<Answer>,
+    /// Number of the first publication without an answer.
+    next_answer: u64,
+    /// What is known of that and later ones; empty as long as all are answered
+    /// in order.
+    early: VecDeque<Option<Result<(), RefusalReason>>>,
     /// Everything whose order matters.
     frames: VecDeque<BrokerFrame>,
     relay_bytes: usize,
@@ -91,7 +96,7 @@ pub(crate) enum Offer {
 
 /// An answer to a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+enum Answer {
     Ack { first_seq: u64, last_seq: u64 },
     Refusal { seq: u64, reason: RefusalReason },
 }
@@ -122,6 +127,8 @@ impl Link {
             state: Mutex::new(State {
                 credit: 0,
                 answers: VecDeque::new(),
+                next_answer: 1,
+                early: VecDeque::new(),
                 frames: VecDeque::new(),
                 relay_bytes: 0,
                 answer_bytes: 0,
@@ -220,18 +227,28 @@ impl Link {
         self.push_answer_frame(turn, subscribe.channel.len(), frame);
     }
 
-    /// Takes over the answers to publications.
-    pub(crate) fn answer(&self, turn: &mut Turn, answers: &mut Vec<Answer>) {
-        if answers.is_empty() {
+    /// Answers `count` publications from `first_seq` on. They may be answered in
+    /// any order and are told to the worker in theirs.
+    pub(crate) fn settle(
+        &self,
+        turn: &mut Turn,
+        first_seq: u64,
+        count: u64,
+        outcome: Result<(), RefusalReason>,
+    ) {
+        let mut state = self.lock();
+        if state.end.is_some() {
             return;
         }
-        let mut state = self.lock();
         state.note_first(turn.now);
-        for answer in answers.drain(..) {
-            state.answer_bytes += FRAME_OVERHEAD_BYTES;
-            state.answers.push_back(answer);
+        if first_seq == state.next_answer && state.early.is_empty() {
+            state.push_answers(first_seq, count, outcome);
+        } else {
+            state.settle_early(first_seq, count, outcome);
         }
-        turn.wake(state.sender.take());
+        if !state.answers.is_empty() {
+            turn.wake(state.sender.take());
+        }
     }
 
     /// Adds credit, in bytes of data.
@@ -254,6 +271,7 @@ impl Link {
         if matches!(end, LinkEnd::Failed(_)) {
             state.frames = VecDeque::new();
             state.answers = VecDeque::new();
+            state.early = VecDeque::new();
         }
         state.behind = VecDeque::new();
         state.behind_names = HashSet::new();
@@ -379,6 +397,50 @@ impl State {
         }
     }
 
+    fn push_answers(&mut self, first_seq: u64, count: u64, outcome: Result<(), RefusalReason>) {
+        let last_seq = first_seq + count - 1;
+        self.next_answer = last_seq + 1;
+        let Err(reason) = outcome else {
+            self.push_answer(Answer::Ack {
+                first_seq,
+                last_seq,
+            });
+            return;
+        };
+        for seq in first_seq..=last_seq {
+            self.push_answer(Answer::Refusal { seq, reason });
+        }
+    }
+
+    fn push_answer(&mut self, answer: Answer) {
+        let last = self.answers.back_mut();
+        match last.and_then(|last| Some((last.merged_with(answer)?, last))) {
+            Some((both, last)) => *last = both,
+            None => {
+                self.answer_bytes += FRAME_OVERHEAD_BYTES;
+                self.answers.push_back(answer);
+            }
+        }
+    }
+
+    /// Notes an answer that may have to wait for earlier ones.
+    fn settle_early(&mut self, first_seq: u64, count: u64, outcome: Result<(), RefusalReason>) {
+        debug_assert!(first_seq >= self.next_answer, "each is answered once");
+        let start = usize::try_from(first_seq - self.next_answer).unwrap_or(usize::MAX);
+        let end = start + usize::try_from(count).unwrap_or(usize::MAX);
+        if self.early.len() < end {
+            self.early.resize(end, None);
+        }
+        self.early
+            .range_mut(start..end)
+            .for_each(|place| *place = Some(outcome));
+        while let Some(Some(outcome)) = self.early.front().copied() {
+            self.early.pop_front();
+            self.push_answers(self.next_answer, 1, outcome);
+        }
+        give_back_room(&mut self.early);
+    }
+
     /// At most [`BATCH_BYTES_MAX`] bytes, or one frame; the answers first.
     fn take_batch(&mut self) -> Option<BrokerBatch> {
         let waiting = self.answers.len() + self.frames.len();
@@ -408,32 +470,16 @@ impl State {
         (!frames.is_empty()).then_some(BrokerBatch { frames })
     }
 
-    /// The next answer; acks of consecutive publications become one.
     fn take_answer(&mut self) -> Option<BrokerFrame> {
-        let mut answer = self.answers.pop_front()?;
+        let answer = self.answers.pop_front()?;
         self.answer_bytes -= FRAME_OVERHEAD_BYTES;
-        while let Some(&next) = self.answers.front()
-            && let Some(both) = answer.merged_with(next)
-        {
-            self.answers.pop_front();
-            self.answer_bytes -= FRAME_OVERHEAD_BYTES;
-            answer = both;
-        }
         Some(answer.into_frame())
     }
 }
 
 impl Answer {
-    /// An ack of one publication.
-    pub(crate) fn ack(seq: u64) -> Self {
-        Self::Ack {
-            first_seq: seq,
-            last_seq: seq,
-        }
-    }
-
     /// One ack for both, where they are acks that follow each other.
-    pub(crate) fn merged_with(self, next: Self) -> Option<Self> {
+    fn merged_with(self, next: Self) -> Option<Self> {
         match (self, next) {
             (
                 Self::Ack {

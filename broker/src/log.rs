@@ -1,7 +1,7 @@
 //! A shard's log: what has been published, in order, as far as it is kept.
 //!
-//! This log lives in memory. Everything that has to survive its process passes
-//! through [`Log::append`], so that a journal has one place to write.
+//! This log lives in memory. What has to survive its process is in the journal
+//! before it is here: between [`Log::assign`] and [`Log::append`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,11 +13,7 @@ use muster_proto::link::Position;
 use muster_wire::Millis;
 use slab::Slab;
 
-use crate::{
-    keys::{Keys, KeysFull},
-    limits::Limits,
-    room::give_back_room,
-};
+use crate::{keys::Keys, limits::Limits, room::give_back_room};
 
 /// Counted for each retained publication beside its data: what the two queues,
 /// the reference count and the allocator need.
@@ -51,6 +47,9 @@ struct Channel {
     name: Bytes,
     generation: u64,
     last_offset: u64,
+    /// Offsets after `last_offset` that are given to publications on their way
+    /// into the journal.
+    assigned: u64,
     /// The data of the last publications, up to `last_offset`.
     tail: VecDeque<Option<Bytes>>,
     used_at: Millis,
@@ -61,35 +60,6 @@ struct Retained {
     at: Millis,
     channel: ChannelKey,
     bytes: usize,
-}
-
-/// A publication on its way into the log.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Publication<'a> {
-    pub(crate) producer: &'a [u8],
-    pub(crate) n: u64,
-    pub(crate) data: Option<&'a [u8]>,
-}
-
-/// What the log has taken.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Appended {
-    pub(crate) offset: u64,
-    /// The log's own copy; shares nothing with the buffer it was received in.
-    pub(crate) data: Option<Bytes>,
-}
-
-/// Why the log did not take a publication; its offset is not consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum AppendError {
-    #[error("the keys of more producers cannot be remembered")]
-    ProducersFull,
-}
-
-impl From<KeysFull> for AppendError {
-    fn from(KeysFull: KeysFull) -> Self {
-        Self::ProducersFull
-    }
 }
 
 impl ChannelKey {
@@ -127,6 +97,7 @@ impl Log {
             name: name.clone(),
             generation,
             last_offset: 0,
+            assigned: 0,
             tail: VecDeque::new(),
             used_at: now,
         }));
@@ -134,36 +105,73 @@ impl Log {
         key
     }
 
-    /// Gives the publication its channel's next offset and keeps it and its
-    /// key. Nobody may be told of a publication before this has returned.
+    /// Gives a publication its channel's next offset.
+    pub(crate) fn assign(&mut self, now: Millis, key: ChannelKey) -> u64 {
+        let channel = &mut self.channels[key.0];
+        channel.assigned += 1;
+        channel.used_at = now;
+        channel.last_offset + channel.assigned
+    }
+
+    /// Takes back the channel's last offset that was assigned.
+    pub(crate) fn take_back(&mut self, key: ChannelKey) {
+        self.channels[key.0].assigned -= 1;
+    }
+
+    /// Keeps the publication whose offset was assigned first, and returns that.
+    /// Nobody may be told of a publication before this has returned.
     pub(crate) fn append(
         &mut self,
+        at: Millis,
         now: Millis,
         key: ChannelKey,
-        publication: Publication<'_>,
-    ) -> Result<Appended, AppendError> {
-        self.keys.remember(publication.producer, publication.n)?;
-        let data = publication.data.map(Bytes::copy_from_slice);
+        data: Option<Bytes>,
+    ) -> u64 {
         let bytes = data.as_ref().map_or(0, Bytes::len) + RETAINED_OVERHEAD_BYTES;
-
         let channel = &mut self.channels[key.0];
+        channel.assigned -= 1;
         channel.last_offset += 1;
-        channel.used_at = now;
-        channel.tail.push_back(data.clone());
+        channel.tail.push_back(data);
         let offset = channel.last_offset;
         self.retained.push_back(Retained {
-            at: now,
+            at,
             channel: key,
             bytes,
         });
         self.retained_bytes += bytes;
         self.trim(now);
-        Ok(Appended { offset, data })
+        offset
     }
 
-    /// Whether this publication, or a later one of its producer, is in the log.
-    pub(crate) fn knows(&self, producer: &[u8], n: u64) -> bool {
-        self.keys.knows(producer, n)
+    /// Continues a channel's log, of which nothing is retained.
+    pub(crate) fn resume(
+        &mut self,
+        now: Millis,
+        name: &[u8],
+        generation: u64,
+        last_offset: u64,
+    ) -> ChannelKey {
+        let key = self.begin(now, name, generation);
+        self.channels[key.0].last_offset = last_offset;
+        key
+    }
+
+    /// Forgets a channel with what is retained of it.
+    pub(crate) fn forget(&mut self, key: ChannelKey) {
+        let channel = self.channels.remove(key.0);
+        self.names.remove(&channel.name);
+        if !channel.tail.is_empty() {
+            self.retained.retain(|retained| retained.channel != key);
+            self.retained_bytes = self.retained.iter().map(|retained| retained.bytes).sum();
+        }
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub(crate) fn keys_mut(&mut self) -> &mut Keys {
+        &mut self.keys
     }
 
     /// Whether the key of a publication of this age, in milliseconds, would
@@ -182,6 +190,15 @@ impl Log {
         Position {
             generation: channel.generation,
             offset: channel.last_offset,
+        }
+    }
+
+    /// The position of the channel's last publication that has an offset.
+    pub(crate) fn assigned(&self, key: ChannelKey) -> Position {
+        let channel = &self.channels[key.0];
+        Position {
+            generation: channel.generation,
+            offset: channel.last_offset + channel.assigned,
         }
     }
 
@@ -219,8 +236,18 @@ impl Log {
         self.retained_bytes
     }
 
+    /// Publications retained.
+    pub(crate) fn retained(&self) -> usize {
+        self.retained.len()
+    }
+
     pub(crate) fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    /// The keys of all channels.
+    pub(crate) fn channel_keys(&self) -> impl Iterator<Item = ChannelKey> + '_ {
+        self.channels.iter().map(|(index, _)| ChannelKey(index))
     }
 
     /// Notes that the channel is in use, so that it is not forgotten soon.
@@ -259,11 +286,11 @@ impl Log {
         for step in 0..looks {
             let key = ChannelKey((self.sweep_from + step) % places);
             let idle = self.channels.get(key.0).is_some_and(|channel| {
-                channel.tail.is_empty() && now.since(channel.used_at) > self.limits.channel_idle
+                let is_free = channel.tail.is_empty() && channel.assigned == 0;
+                is_free && now.since(channel.used_at) > self.limits.channel_idle
             });
             if idle && is_free(key) {
-                let channel = self.channels.remove(key.0);
-                self.names.remove(&channel.name);
+                self.forget(key);
                 forgotten += 1;
             }
         }

@@ -312,7 +312,14 @@ impl Reader {
                 Err(error) => Err(error),
             };
         }
-        self.service.table.count(&turn);
+        let table = &self.service.table;
+        for shard in table.commit(&mut turn) {
+            let table = Arc::clone(table);
+            self.service
+                .tasks
+                .spawn_blocking(move || table.sync(shard, clock::now));
+        }
+        table.count(&turn);
         outcome
     }
 

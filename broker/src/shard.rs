@@ -1,6 +1,6 @@
 //! One open shard: its epoch, its log, and who subscribes to its channels.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, io, sync::Arc};
 
 use bytes::Bytes;
 use muster_proto::{
@@ -11,10 +11,13 @@ use muster_wire::Millis;
 use rand::Rng;
 
 use crate::{
+    journal::{CommitError, Committed, Journal, Recovered, StagedPublication, Unsynced},
+    keys::{KeysFull, Known, Last},
     limits::{ChannelCount, Limits},
     link::{Link, Offer},
-    log::{AppendError, ChannelKey, Log, Publication},
-    turn::Turn,
+    log::{ChannelKey, Log},
+    room::give_back_room,
+    turn::{Joined, Turn},
 };
 
 /// Bytes that a link which is behind takes of one channel before the next
@@ -26,16 +29,60 @@ const READ_BYTES_MAX: usize = 1 << 20;
 const READ_PUBLICATIONS_MAX: usize = 1024;
 
 /// A shard that this broker has open.
+///
+/// A publication is *staged* when it has an offset and its record waits to be
+/// written; [`Shard::commit`] writes what is staged, once per turn. What is
+/// staged, or written and not yet synced where that is asked for, is visible to
+/// nobody: subscriptions, reads and links that catch up see the log, which it
+/// joins, in order, once it is as durable as it has to be. The same goes for
+/// answers: that to a copy waits until what it is a copy of has joined.
 #[derive(Debug)]
 pub(crate) struct Shard {
     id: ShardId,
     /// The view epoch at which it was opened.
     epoch: u64,
     log: Log,
+    /// Without one, all is lost with this process.
+    journal: Option<Journal>,
+    /// Not in the log yet, in order.
+    staged: VecDeque<Staged>,
+    /// Of those, how many are written.
+    written: usize,
+    /// Of those, how many the sync covers that goes on now; `None` without one.
+    syncing: Option<usize>,
     /// By channel; shorter than the channels there are when the last ones have
     /// never had any.
     subscribers: Vec<Vec<Subscriber>>,
     channel_count: Arc<ChannelCount>,
+}
+
+/// A publication on its way into the log, and who waits for its answer.
+#[derive(Debug)]
+struct Staged {
+    link: Arc<Link>,
+    seq: u64,
+    producer: Bytes,
+    n: u64,
+    /// `None`: a copy of one that is known.
+    body: Option<StagedBody>,
+}
+
+#[derive(Debug)]
+struct StagedBody {
+    at: Millis,
+    key: ChannelKey,
+    data: Option<Bytes>,
+    /// What was remembered of the producer.
+    before: Last,
+}
+
+/// What became of a publication.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Publishing {
+    /// Its link is answered once the shard is committed.
+    Staged,
+    Done(Result<(), RefusalReason>),
 }
 
 #[derive(Debug)]
@@ -48,6 +95,7 @@ struct Subscriber {
 }
 
 impl Shard {
+    /// A shard whose log lives as long as it.
     pub(crate) fn open(
         now: Millis,
         id: ShardId,
@@ -55,10 +103,36 @@ impl Shard {
         limits: Limits,
         channel_count: Arc<ChannelCount>,
     ) -> Self {
+        Self::with(id, epoch, Log::new(now, limits), None, channel_count)
+    }
+
+    /// A shard that goes on where its journal ends.
+    pub(crate) fn recover(
+        id: ShardId,
+        epoch: u64,
+        recovered: Recovered,
+        channel_count: Arc<ChannelCount>,
+    ) -> Self {
+        channel_count.add(recovered.log.channels());
+        let journal = Some(recovered.journal);
+        Self::with(id, epoch, recovered.log, journal, channel_count)
+    }
+
+    fn with(
+        id: ShardId,
+        epoch: u64,
+        log: Log,
+        journal: Option<Journal>,
+        channel_count: Arc<ChannelCount>,
+    ) -> Self {
         Self {
             id,
             epoch,
-            log: Log::new(now, limits),
+            log,
+            journal,
+            staged: VecDeque::new(),
+            written: 0,
+            syncing: None,
             subscribers: Vec::new(),
             channel_count,
         }
@@ -68,36 +142,270 @@ impl Shard {
         self.epoch
     }
 
-    /// Appends a publication and relays it to every subscribed link; one that
-    /// is known already is neither appended nor relayed again.
+    /// Stages a publication of the link; one that is known already is not
+    /// appended again.
     pub(crate) fn publish(
         &mut self,
         turn: &mut Turn,
         rng: &mut impl Rng,
+        link: &Arc<Link>,
         publish: &Publish,
-    ) -> Result<(), RefusalReason> {
+    ) -> Publishing {
+        match self.check(publish) {
+            Ok(Known::No) => {}
+            Ok(Known::Yes) if self.staged.is_empty() => return Publishing::Done(Ok(())),
+            // Perhaps of one that is staged only.
+            Ok(Known::Yes) => {
+                self.staged.push_back(Staged::new(link, publish, None));
+                turn.touch(self.id);
+                return Publishing::Staged;
+            }
+            Ok(Known::Perhaps) => return Publishing::Done(Err(RefusalReason::OutcomeUnknown)),
+            Err(reason) => {
+                if reason == RefusalReason::JournalFailed {
+                    let keys = self.log.keys_mut();
+                    keys.note_refused(&publish.producer, publish.n);
+                }
+                return Publishing::Done(Err(reason));
+            }
+        }
+        match self.stage(turn, rng, publish) {
+            Ok(body) => {
+                self.staged
+                    .push_back(Staged::new(link, publish, Some(body)));
+                turn.touch(self.id);
+                Publishing::Staged
+            }
+            Err(reason) => {
+                // Later ones may be taken.
+                let keys = self.log.keys_mut();
+                keys.note_refused(&publish.producer, publish.n);
+                Publishing::Done(Err(reason))
+            }
+        }
+    }
+
+    fn check(&self, publish: &Publish) -> Result<Known, RefusalReason> {
         // delivery.md A5.
         if publish.shard_epoch != self.epoch {
             return Err(RefusalReason::WrongEpoch);
         }
-        if self.log.knows(&publish.producer, publish.n) {
-            return Ok(());
+        let known = self.log.keys().knows(&publish.producer, publish.n);
+        if known != Known::No {
+            return Ok(known);
         }
         if !self.log.remembers_since(publish.age_ms) {
             return Err(RefusalReason::Expired);
         }
+        if self.journal.as_ref().is_some_and(Journal::is_broken) {
+            // Of those that were refused when it broke, nobody knows.
+            let refused = self.log.keys().last(&publish.producer).refused;
+            return Err(if publish.n <= refused {
+                RefusalReason::OutcomeUnknown
+            } else {
+                RefusalReason::JournalFailed
+            });
+        }
+        Ok(Known::No)
+    }
+
+    fn stage(
+        &mut self,
+        turn: &Turn,
+        rng: &mut impl Rng,
+        publish: &Publish,
+    ) -> Result<StagedBody, RefusalReason> {
         let key = self
             .channel(turn.now, rng, &publish.channel)
             .ok_or(RefusalReason::ChannelsFull)?;
-        let publication = Publication {
-            producer: &publish.producer,
-            n: publish.n,
-            data: publish.data.as_deref(),
+        let keys = self.log.keys_mut();
+        let before = keys
+            .remember(&publish.producer, publish.n)
+            .map_err(|KeysFull| RefusalReason::LogFull)?;
+        // A copy, which shares nothing with the buffer it was received in.
+        let data = publish.data.as_deref().map(Bytes::copy_from_slice);
+        if let Some(journal) = &mut self.journal {
+            let publication = StagedPublication {
+                producer: &publish.producer,
+                n: publish.n,
+                refused: before.refused,
+                data: data.as_deref(),
+            };
+            journal.stage_publication(turn.now, key, &self.log, publication);
+        }
+        self.log.assign(turn.now, key);
+        Ok(StagedBody {
+            at: turn.now,
+            key,
+            data,
+            before,
+        })
+    }
+
+    /// Writes what is staged, then tells everybody; or, where it has to be synced
+    /// first, says so to the turn.
+    pub(crate) fn commit(&mut self, turn: &mut Turn) {
+        let outcome = match &mut self.journal {
+            Some(journal) if journal.has_staged() => journal.commit(),
+            // Copies only; they wait for what has been written before.
+            Some(_) if self.written > 0 => Ok(Committed::Unsynced),
+            Some(_) | None => Ok(Committed::Written),
         };
-        let appended = self.log.append(turn.now, key, publication)?;
-        turn.publications += 1;
-        self.relay(turn, key, appended.offset, &appended.data);
-        Ok(())
+        match outcome {
+            Ok(Committed::Written) => self.join(turn, self.staged.len()),
+            Ok(Committed::Unsynced) => {
+                self.written = self.staged.len();
+                turn.needs_sync(self.id);
+            }
+            Err(error) => self.refuse(turn, &error),
+        }
+        self.tidy();
+    }
+
+    /// Lets the first `count` of what is staged join the log.
+    fn join(&mut self, turn: &mut Turn, count: usize) {
+        let mut answers = Answers::default();
+        for _ in 0..count {
+            let Some(staged) = self.staged.pop_front() else {
+                break;
+            };
+            if let Some(body) = staged.body {
+                let data = body.data.clone();
+                let offset = self.log.append(body.at, turn.now, body.key, body.data);
+                turn.publications += 1;
+                turn.note_joined(|| self.joined(body.key, data.clone()));
+                self.relay(turn, body.key, offset, &data);
+            }
+            answers.add(turn, staged.link, staged.seq, Ok(()));
+        }
+        answers.flush(turn);
+        self.written = self.written.saturating_sub(count);
+        give_back_room(&mut self.staged);
+    }
+
+    fn joined(&self, key: ChannelKey, data: Option<Bytes>) -> Joined {
+        Joined {
+            shard: self.id,
+            epoch: self.epoch,
+            channel: self.log.name(key).clone(),
+            position: self.log.head(key),
+            data,
+        }
+    }
+
+    /// All that is retained, each channel's in order.
+    pub(crate) fn retained(&self) -> Vec<Joined> {
+        let mut all = Vec::new();
+        for key in self.log.channel_keys() {
+            for (offset, data) in self.log.after(key, 0) {
+                let mut joined = self.joined(key, data.clone());
+                joined.position.offset = offset;
+                all.push(joined);
+            }
+        }
+        all
+    }
+
+    /// Answers what is staged and could not be written. Neither its offsets nor
+    /// its keys are used.
+    fn refuse(&mut self, turn: &mut Turn, error: &CommitError) {
+        let reason = match error {
+            CommitError::Full | CommitError::Write { .. } => RefusalReason::JournalFailed,
+            CommitError::Truncate { .. } => RefusalReason::OutcomeUnknown,
+        };
+        let refused = self.staged.split_off(self.written);
+        self.answer_refused(turn, refused, reason);
+    }
+
+    fn answer_refused(
+        &mut self,
+        turn: &mut Turn,
+        refused: VecDeque<Staged>,
+        reason: RefusalReason,
+    ) {
+        for staged in refused.iter().rev() {
+            if let Some(body) = &staged.body {
+                self.log.take_back(body.key);
+                self.log.keys_mut().restore(&staged.producer, body.before);
+            }
+        }
+        // All of them before anything is noted, which is about later copies.
+        let keys = self.log.keys();
+        let outcomes: Vec<_> = refused
+            .iter()
+            .map(|staged| match keys.knows(&staged.producer, staged.n) {
+                // A copy may be of one that is in the log.
+                Known::Yes if staged.body.is_none() => Ok(()),
+                Known::Yes | Known::No => Err(reason),
+                Known::Perhaps => Err(RefusalReason::OutcomeUnknown),
+            })
+            .collect();
+        let mut answers = Answers::default();
+        for (staged, outcome) in refused.into_iter().zip(outcomes) {
+            if outcome.is_err() {
+                let keys = self.log.keys_mut();
+                keys.note_refused(&staged.producer, staged.n);
+            }
+            answers.add(turn, staged.link, staged.seq, outcome);
+        }
+        answers.flush(turn);
+    }
+
+    /// Begins a sync of what is written, if there is something and no other one
+    /// goes on. [`Self::end_sync`] must follow.
+    pub(crate) fn begin_sync(&mut self) -> Option<Unsynced> {
+        let journal = self.journal.as_mut()?;
+        if self.syncing.is_some() {
+            return None;
+        }
+        let unsynced = journal.take_unsynced();
+        if unsynced.is_empty() && self.written == 0 {
+            return None;
+        }
+        self.syncing = Some(self.written);
+        Some(unsynced)
+    }
+
+    /// The sync has ended: what it covers joins the log, or nothing more does
+    /// until the shard is opened again.
+    pub(crate) fn end_sync(&mut self, turn: &mut Turn, outcome: &io::Result<()>) {
+        let (Some(covered), Some(journal)) = (self.syncing.take(), &mut self.journal) else {
+            return;
+        };
+        match outcome {
+            Ok(()) => {
+                journal.remove_outdated();
+                self.join(turn, covered);
+            }
+            Err(error) => {
+                journal.break_off(error);
+                let refused = std::mem::take(&mut self.staged);
+                self.written = 0;
+                self.answer_refused(turn, refused, RefusalReason::OutcomeUnknown);
+            }
+        }
+    }
+
+    /// Closes it: another broker will go on. What is staged is refused in a way
+    /// that makes the workers send it there.
+    pub(crate) fn close(mut self, turn: &mut Turn) {
+        let mut answers = Answers::default();
+        for staged in self.staged.drain(..) {
+            let outcome = Err(RefusalReason::WrongEpoch);
+            answers.add(turn, staged.link, staged.seq, outcome);
+        }
+        answers.flush(turn);
+        if let Some(journal) = self.journal.take() {
+            journal.close();
+        }
+    }
+
+    fn tidy(&mut self) {
+        if let Some(journal) = &mut self.journal
+            && !journal.has_staged()
+        {
+            journal.tidy(&self.log, self.staged.len());
+        }
     }
 
     /// Subscribes the link to a channel, from a position if it has one. False
@@ -117,6 +425,9 @@ impl Shard {
             link.not_owner(turn, subscribe, RefusalReason::ChannelsFull);
             return true;
         };
+        if self.journal.as_ref().is_some_and(Journal::has_staged) {
+            turn.touch(self.id);
+        }
         self.log.touch(turn.now, key);
         self.log.trim(turn.now);
         let head = self.log.head(key);
@@ -238,6 +549,10 @@ impl Shard {
             subscribers.get(key.index()).is_none_or(Vec::is_empty)
         });
         self.channel_count.give_back(forgotten);
+        if let Some(journal) = &mut self.journal {
+            journal.heal();
+        }
+        self.tidy();
     }
 
     /// Lets go of all that the link subscribes to, once it has ended.
@@ -260,9 +575,14 @@ impl Shard {
         if let Some(key) = self.log.find(name) {
             return Some(key);
         }
-        self.channel_count
-            .take()
-            .then(|| self.log.begin(now, name, rng.next_u64()))
+        if !self.channel_count.take() {
+            return None;
+        }
+        let key = self.log.begin(now, name, rng.next_u64());
+        if let Some(journal) = &mut self.journal {
+            journal.stage_channel(key, &self.log);
+        }
+        Some(key)
     }
 
     fn relay(&mut self, turn: &mut Turn, key: ChannelKey, offset: u64, data: &Option<Bytes>) {
@@ -298,10 +618,58 @@ impl Drop for Shard {
     }
 }
 
-impl From<AppendError> for RefusalReason {
-    fn from(error: AppendError) -> Self {
-        match error {
-            AppendError::ProducersFull => Self::LogFull,
+impl Staged {
+    fn new(link: &Arc<Link>, publish: &Publish, body: Option<StagedBody>) -> Self {
+        Self {
+            link: Arc::clone(link),
+            seq: publish.seq,
+            producer: publish.producer.clone(),
+            n: publish.n,
+            body,
+        }
+    }
+}
+
+/// Answers on their way to links, those that follow each other as one.
+#[derive(Debug, Default)]
+struct Answers(Option<Run>);
+
+#[derive(Debug)]
+struct Run {
+    link: Arc<Link>,
+    first_seq: u64,
+    count: u64,
+    outcome: Result<(), RefusalReason>,
+}
+
+impl Answers {
+    fn add(
+        &mut self,
+        turn: &mut Turn,
+        link: Arc<Link>,
+        seq: u64,
+        outcome: Result<(), RefusalReason>,
+    ) {
+        if let Some(run) = &mut self.0
+            && run.first_seq + run.count == seq
+            && run.outcome == outcome
+            && Arc::ptr_eq(&run.link, &link)
+        {
+            run.count += 1;
+            return;
+        }
+        self.flush(turn);
+        self.0 = Some(Run {
+            link,
+            first_seq: seq,
+            count: 1,
+            outcome,
+        });
+    }
+
+    fn flush(&mut self, turn: &mut Turn) {
+        if let Some(run) = self.0.take() {
+            run.link.settle(turn, run.first_seq, run.count, run.outcome);
         }
     }
 }

@@ -2,28 +2,38 @@
 //! has a [`SimBroker`] plays the links around it.
 //!
 //! Nothing here decides anything, except where an option breaks a rule on
-//! purpose. What a broker has appended goes to a [`Journal`], which outlives it
-//! or not.
+//! purpose. Shards are opened from a [`Journal`], which outlives brokers or not.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, task::Waker, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use muster_proto::{
-    ShardId, View, control,
+    ShardId, View,
     link::{BrokerBatch, Hello, Publish, WorkerBatch, worker_frame::Frame},
     shard_of,
 };
 use muster_wire::Millis;
 use rand::TryRng;
 
+pub use crate::journal::BrokenRules as BrokenJournal;
 use crate::{
     error::LinkError,
     intake::Intake,
+    journal::{
+        self, Budget, Clock, Options, RecoveryError, Sizes,
+        memory::{Faults, Memory, MemoryDisk},
+    },
     limits::Limits,
     link::{Gate, Link, LinkEnd, Step},
     links::Links,
-    table::Table,
-    turn::Turn,
+    table::{Source, Table},
+    turn::{Joined, Turn},
 };
 
 /// What a simulated broker is configured with.
@@ -37,6 +47,10 @@ pub struct BrokerOptions {
     pub key_window: Duration,
     /// Longest data of one publication, in bytes.
     pub data_bytes_max: usize,
+    /// Shards are opened from the journal; otherwise from nothing.
+    pub is_durable: bool,
+    /// Bytes of all journals together.
+    pub journal_bytes_max: u64,
     /// Rules that are broken on purpose.
     pub broken: BrokenRules,
 }
@@ -50,6 +64,8 @@ pub struct BrokenRules {
     pub epochs: bool,
     /// A5: what follows a refused publication is taken nevertheless.
     pub attempts: bool,
+    /// Rules of the journal.
+    pub journal: BrokenJournal,
 }
 
 /// A publication that a broker has appended.
@@ -59,29 +75,25 @@ pub struct Appended {
     pub shard: ShardId,
     /// The epoch at which the broker has it open.
     pub epoch: u64,
-    /// Where.
-    pub channel: Bytes,
     /// What.
     pub data: Option<Bytes>,
-    producer: Bytes,
-    n: u64,
 }
 
-/// What outlives brokers: the place of the files that a later broker opens a
-/// shard from, with one holder per shard.
+/// What outlives brokers: the disks that shards are opened from, with one holder
+/// per shard.
 #[derive(Debug, Default)]
 pub struct Journal {
     is_durable: bool,
     shards: BTreeMap<ShardId, JournalShard>,
+    faults: Faults,
 }
 
 #[derive(Debug, Default)]
 struct JournalShard {
     holder: Option<(u32, u64)>,
-    /// At which it was opened last.
-    epoch: u64,
-    generations: BTreeMap<Bytes, u64>,
-    records: Vec<Appended>,
+    disk: MemoryDisk,
+    /// What has been seen of each channel.
+    seen: BTreeMap<Bytes, (u64, u64)>,
 }
 
 /// A worker that broke the link's protocol.
@@ -106,14 +118,18 @@ pub struct SimBroker {
     slot: u32,
     incarnation: u64,
     table: Table,
+    limits: Limits,
+    journal: Options,
     links: Links,
     open: BTreeMap<u64, OpenLink>,
     view: View,
-    /// The shards that are open, with their epochs.
+    /// The shards that it is to have, with their epochs.
     shards: BTreeMap<ShardId, u64>,
+    /// Those that it has open from a journal.
+    shards_open: BTreeSet<ShardId>,
     broken: BrokenRules,
     data_bytes_max: usize,
-    /// Counts frames, and generations where the journal does not.
+    /// Counts frames and generations.
     counter: u64,
 }
 
@@ -130,7 +146,7 @@ impl Journal {
     pub fn new(is_durable: bool) -> Self {
         Self {
             is_durable,
-            shards: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
@@ -143,13 +159,58 @@ impl Journal {
         }
     }
 
-    /// A generation for `channel`: its own, or a new one from `fresh`.
-    fn generation(&mut self, channel: &Bytes, fresh: u64) -> u64 {
-        if !self.is_durable {
-            return fresh;
+    /// So many more bytes fit on every shard's disk; `None`: as many as there are.
+    pub fn set_room(&mut self, room: Option<u64>) {
+        self.set_faults(Faults {
+            room,
+            ..Faults::default()
+        });
+    }
+
+    /// The process that writes to the disks dies in a write, after so many bytes
+    /// of a shard; what it writes after that is never written.
+    pub fn set_last_bytes(&mut self, bytes: u64) {
+        self.set_faults(Faults {
+            room: Some(bytes),
+            no_truncation: true,
+        });
+    }
+
+    fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+        for shard in self.shards.values() {
+            shard.disk.set_faults(faults);
         }
-        let shard = self.shards.entry(shard_of(channel)).or_default();
-        *shard.generations.entry(channel.clone()).or_insert(fresh)
+    }
+
+    /// Bytes on all disks.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shards.values().map(|shard| shard.disk.bytes()).sum()
+    }
+
+    fn shard(&mut self, shard: ShardId) -> &mut JournalShard {
+        let faults = self.faults;
+        self.shards.entry(shard).or_insert_with(|| {
+            let shard = JournalShard::default();
+            shard.disk.set_faults(faults);
+            shard
+        })
+    }
+
+    /// Whether this has not been seen.
+    fn is_new(&mut self, joined: &Joined) -> bool {
+        if !self.is_durable {
+            return true;
+        }
+        let place = (joined.position.generation, joined.position.offset);
+        let seen = &mut self.shard(joined.shard).seen;
+        let last = seen.entry(joined.channel.clone()).or_default();
+        let is_new = last.0 != place.0 || last.1 < place.1;
+        if is_new {
+            *last = place;
+        }
+        is_new
     }
 }
 
@@ -157,6 +218,10 @@ impl SimBroker {
     /// A broker with no shard open.
     #[must_use]
     pub fn new(slot: u32, incarnation: u64, options: &BrokerOptions) -> Self {
+        let source = match options.is_durable {
+            true => Source::Hand,
+            false => Source::Nothing,
+        };
         let limits = Limits {
             tail_age: options.tail_age,
             tail_bytes_max: options.tail_bytes_max,
@@ -167,68 +232,94 @@ impl SimBroker {
         Self {
             slot,
             incarnation,
-            table: Table::new(limits, 1 << 16),
+            table: Table::new(limits.clone(), 1 << 16, source),
+            limits,
+            shards_open: BTreeSet::new(),
             links: Links::default(),
             open: BTreeMap::new(),
             view: View::default(),
             shards: BTreeMap::new(),
             broken: options.broken,
             data_bytes_max: options.data_bytes_max,
+            journal: Options {
+                is_synced: false,
+                budget: Arc::new(Budget::new(options.journal_bytes_max)),
+                sizes: Sizes::small(),
+                broken: options.broken.journal,
+            },
             counter: 0,
         }
     }
 
     /// The orchestrator sent a view; older ones than the present are ignored.
-    pub fn handle_view(&mut self, view: &View, journal: &mut Journal, now: Millis) {
-        if view.epoch() >= self.view.epoch() {
-            self.view = view.clone();
-            self.open_shards(journal, now);
+    /// Returns what turned out to be appended in the shards that opened.
+    pub fn handle_view(
+        &mut self,
+        view: &View,
+        journal: &mut Journal,
+        now: Millis,
+    ) -> Vec<Appended> {
+        if view.epoch() < self.view.epoch() {
+            return Vec::new();
         }
+        self.view = view.clone();
+        self.table.apply(now, view, self.slot, self.incarnation);
+        let wanted = view.shards_of(self.slot, self.incarnation).collect();
+        let before = std::mem::replace(&mut self.shards, wanted);
+        for (shard, epoch) in before {
+            // The table has closed it.
+            if self.shards.get(&shard) != Some(&epoch) && self.shards_open.remove(&shard) {
+                journal.shard(shard).holder = None;
+            }
+        }
+        self.open_shards(journal, now)
     }
 
     /// Whether shards that are this broker's are still held by another.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        let wanted = self.view.shards_of(self.slot, self.incarnation);
-        wanted.count() > self.shards.len()
+        !self.table.waiting().is_empty()
     }
 
-    /// Closes what is not this broker's any more and opens what is, as far as
-    /// nobody else holds it.
-    pub fn open_shards(&mut self, journal: &mut Journal, now: Millis) {
-        let me = (self.slot, self.incarnation);
-        let view = if journal.is_durable {
-            without(&self.view, |shard, epoch| {
-                let journal = journal.shards.get(&shard);
-                journal.is_some_and(|journal| {
-                    // A broker with an old view must not open what has been open
-                    // at a later epoch.
-                    journal.holder.is_some_and(|holder| holder != me) || journal.epoch > epoch
-                })
-            })
-        } else {
-            self.view.clone()
-        };
-        self.table.apply(now, &view, self.slot, self.incarnation);
-        let open: BTreeMap<ShardId, u64> = view.shards_of(self.slot, self.incarnation).collect();
-        let before = std::mem::replace(&mut self.shards, open);
+    /// Opens what is this broker's, as far as nobody else holds it.
+    pub fn open_shards(&mut self, journal: &mut Journal, now: Millis) -> Vec<Appended> {
+        let mut found = Vec::new();
         if !journal.is_durable {
-            return;
+            return found;
         }
-        for shard in before.keys() {
-            if !self.shards.contains_key(shard)
-                && let Some(shard) = journal.shards.get_mut(shard)
-            {
-                shard.holder = None;
+        let me = (self.slot, self.incarnation);
+        for (shard, epoch) in self.table.waiting() {
+            let place = journal.shard(shard);
+            if place.holder.is_some_and(|holder| holder != me) {
+                continue;
             }
-        }
-        for (shard, epoch) in &self.shards {
-            let open = journal.shards.entry(*shard).or_default();
-            (open.holder, open.epoch) = (Some(me), *epoch);
-            if before.get(shard) != Some(epoch) {
-                self.replay(*shard, *epoch, journal, now);
+            let clock = Clock {
+                boot: 1,
+                now,
+                wall_ms: now.0,
+            };
+            let storage = Box::new(Memory::new(&place.disk));
+            let (limits, options) = (&self.limits, self.journal.clone());
+            match journal::open(storage, shard, epoch, clock, limits, options) {
+                Ok(recovered) => {
+                    place.holder = Some(me);
+                    self.shards_open.insert(shard);
+                    self.table.insert(shard, epoch, recovered);
+                }
+                // This broker's view is old; or the disk is full, or what is on it
+                // is of no use, which shows.
+                Err(
+                    RecoveryError::LaterEpoch { .. }
+                    | RecoveryError::Write { .. }
+                    | RecoveryError::Read { .. }
+                    | RecoveryError::Damaged { .. },
+                ) => continue,
             }
+            let retained = self.table.retained(shard);
+            let retained = retained.into_iter().filter(|joined| journal.is_new(joined));
+            found.extend(retained.map(Appended::from));
         }
+        found
     }
 
     /// A worker opens a link.
@@ -274,45 +365,37 @@ impl SimBroker {
         journal: &mut Journal,
         now: Millis,
     ) -> Result<Vec<Appended>, WorkerAtFault> {
-        let mut appended = Vec::new();
-        let mut turn = Turn::new(now);
+        let mut turn = Turn::watched(now);
+        let outcome = self.take(&mut turn, id, batch);
+        // Nothing waits for a sync here.
+        let _ = self.table.commit(&mut turn);
+        outcome?;
+        let joined = turn.take_joined().into_iter();
+        let new = joined.filter(|joined| journal.is_new(joined));
+        Ok(new.map(Appended::from).collect())
+    }
+
+    fn take(&mut self, turn: &mut Turn, id: u64, batch: WorkerBatch) -> Result<(), LinkError> {
         for mut frame in batch.frames {
             self.counter += 1;
-            let fresh = self.incarnation << 32 | self.counter;
-            let mut generation = Generation(fresh);
-            let mut record = None;
+            let mut generation = Generation(self.incarnation << 32 | self.counter);
             match &mut frame.frame {
-                Some(Frame::Publish(publish)) => {
-                    self.break_rules(publish);
-                    generation.0 = journal.generation(&publish.channel, fresh);
-                    record = self.record(publish);
-                }
+                Some(Frame::Publish(publish)) => self.break_rules(publish),
                 Some(Frame::Subscribe(subscribe)) => {
                     self.break_epoch(&subscribe.channel, &mut subscribe.shard_epoch);
-                    generation.0 = journal.generation(&subscribe.channel, fresh);
                 }
                 Some(Frame::Hello(_) | Frame::Unsubscribe(_)) | None => {}
             }
             let Some(open) = self.open.get_mut(&id) else {
                 break;
             };
-            let before = turn.publications;
             let batch = WorkerBatch {
                 frames: vec![frame],
             };
             open.intake
-                .handle(&mut turn, &mut generation, &self.table, batch)?;
-            if turn.publications > before {
-                appended.extend(record);
-            }
+                .handle(turn, &mut generation, &self.table, batch)?;
         }
-        if journal.is_durable {
-            for record in &appended {
-                let shard = journal.shards.entry(record.shard).or_default();
-                shard.records.push(record.clone());
-            }
-        }
-        Ok(appended)
+        Ok(())
     }
 
     /// What is to be sent on a link next.
@@ -370,38 +453,14 @@ impl SimBroker {
             *epoch = *open;
         }
     }
+}
 
-    fn record(&self, publish: &Publish) -> Option<Appended> {
-        let shard = shard_of(&publish.channel);
-        Some(Appended {
-            shard,
-            epoch: *self.shards.get(&shard)?,
-            channel: publish.channel.clone(),
-            data: publish.data.clone(),
-            producer: publish.producer.clone(),
-            n: publish.n,
-        })
-    }
-
-    /// Brings a shard that was just opened to where the journal is.
-    fn replay(&self, shard: ShardId, epoch: u64, journal: &Journal, now: Millis) {
-        let Some(journal) = journal.shards.get(&shard) else {
-            return;
-        };
-        let mut turn = Turn::new(now);
-        for record in &journal.records {
-            let publish = Publish {
-                channel: record.channel.clone(),
-                data: record.data.clone(),
-                producer: record.producer.clone(),
-                n: record.n,
-                shard_epoch: epoch,
-                ..Publish::default()
-            };
-            let generation = journal.generations.get(&record.channel).copied();
-            let mut generation = Generation(generation.unwrap_or_default());
-            let taken = self.table.publish(&mut turn, &mut generation, &publish);
-            debug_assert_eq!(taken, Ok(()), "what was appended once can be again");
+impl From<Joined> for Appended {
+    fn from(joined: Joined) -> Self {
+        Self {
+            shard: joined.shard,
+            epoch: joined.epoch,
+            data: joined.data,
         }
     }
 }
@@ -425,24 +484,4 @@ impl TryRng for Generation {
         bytes.fill(0);
         Ok(())
     }
-}
-
-/// The view with these shards given to nobody that exists.
-fn without(view: &View, is_held: impl Fn(ShardId, u64) -> bool) -> View {
-    let mut message = control::View::from(view);
-    let nobody = u32::try_from(message.brokers.len()).unwrap_or(u32::MAX);
-    message.brokers.push(control::BrokerNode {
-        slot: u32::MAX,
-        incarnation: 0,
-        address: "unix:/nobody".into(),
-    });
-    for (shard, owner) in ShardId::all().zip(&mut message.owners) {
-        if is_held(shard, view.shard_epoch(shard)) {
-            *owner = nobody;
-        }
-    }
-    if message.owners.is_empty() {
-        return view.clone();
-    }
-    View::try_from(message).unwrap_or_default()
 }

@@ -151,6 +151,7 @@ fn command(runtime_dir: &Path) -> Command {
     command
         .arg("--runtime-dir")
         .arg(runtime_dir)
+        .env("MUSTER_BROKER__JOURNAL_DIR", runtime_dir.join("journal"))
         .env_remove("RUST_LOG")
         .stderr(Stdio::piped())
         .kill_on_drop(true);

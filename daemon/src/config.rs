@@ -197,6 +197,20 @@ sections! {
         /// How long publication keys are remembered.
         #[serde(with = "duration")]
         key_window: Duration = Duration::from_secs(60),
+        /// Where the journal is, which outlives brokers: nothing ever deletes it.
+        /// Absent: in shared memory (`/dev/shm`), by user and runtime directory; it
+        /// then outlives every process, but not the machine.
+        journal_dir: Option<PathBuf> = None,
+        /// Bytes of the journal of all brokers together; beyond them publications are
+        /// refused until older ones are let go. In shared memory they count as memory.
+        journal_bytes_max: ByteSize = ByteSize::mib(2048),
+        /// When the journal is synced to the disk: `never`, `interval`, or `always`,
+        /// which nobody hears of a publication before. Without `always`, what was not
+        /// yet written when the machine lost its power is lost.
+        fsync: Fsync = Fsync::Never,
+        /// Time between two syncs with `fsync = "interval"`.
+        #[serde(with = "duration")]
+        fsync_interval: Duration = Duration::from_secs(1),
     }
 
     /// When the orchestrator takes a node for hung, kills it and starts another.
@@ -238,6 +252,19 @@ pub struct Rate {
     pub rate: u32,
     /// At once.
     pub burst: u32,
+}
+
+/// When a journal is synced to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fsync {
+    /// When the operating system likes.
+    #[default]
+    Never,
+    /// Now and then.
+    Interval,
+    /// Before anybody hears of what is in it.
+    Always,
 }
 
 /// How a log line looks.

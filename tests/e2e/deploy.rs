@@ -224,6 +224,7 @@ fn container(dir: &Path) -> Command {
         .args(["up", "--workers", "1", "--brokers", "1"])
         .args(["--listen", "127.0.0.1:0", "--runtime-dir"])
         .arg(dir.join("run"))
+        .env("MUSTER_BROKER__JOURNAL_DIR", dir.join("journal"))
         .stderr(fs::File::create(dir.join("log")).expect("the log is created"));
     command
 }

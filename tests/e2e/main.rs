@@ -9,6 +9,7 @@ mod deploy;
 mod failures;
 mod heartbeat;
 mod http;
+mod journal;
 mod limits;
 mod namespaces;
 mod operator_verbs;

@@ -33,6 +33,7 @@ type Place = (Life, usize);
 pub(crate) struct Checker {
     durable: bool,
     may_have_holes: bool,
+    may_refuse: bool,
     hears_own: bool,
     publish_timeout: Duration,
     publications: BTreeMap<u64, Publication>,
@@ -65,6 +66,8 @@ struct Publication {
     taken: Option<Millis>,
     places: BTreeMap<Life, usize>,
     acked: bool,
+    /// Its client was told that it is not published.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -112,6 +115,7 @@ impl Checker {
         Self {
             durable: scenario.durable,
             may_have_holes: scenario.may_have_holes,
+            may_refuse: scenario.may_refuse,
             hears_own: scenario.hears_own,
             publish_timeout: scenario.publish_timeout,
             publications: BTreeMap::new(),
@@ -141,6 +145,7 @@ impl Checker {
             taken: None,
             places: BTreeMap::new(),
             acked: false,
+            refused: false,
         };
         self.publications.insert(id, publication);
         id
@@ -236,6 +241,9 @@ impl Checker {
         let Some(publication) = self.publications.get_mut(&id) else {
             return Err(Violation(format!("{id} was appended and never said")));
         };
+        if publication.refused {
+            return Err(Violation(format!("{id} was refused and is in a log")));
+        }
         let channel = publication.channel;
         let log = self
             .logs
@@ -422,6 +430,11 @@ impl Checker {
                 publication.acked = true;
                 Ok(())
             }
+            Some("PublishRefusedError") if self.may_refuse && publication.places.is_empty() => {
+                publication.refused = true;
+                Ok(())
+            }
+            Some("PublishOutcomeUnknownError") if self.may_refuse => Ok(()),
             Some("PublishOutcomeUnknownError") if now.since(handed) >= self.publish_timeout => {
                 Ok(())
             }

@@ -45,6 +45,8 @@ pub(crate) struct Cluster {
     pub(crate) next_connection: u64,
     pub(crate) clients: Vec<Client>,
     pub(crate) journal: Journal,
+    /// Bytes that still fit on each disk, if that is limited.
+    pub(crate) room: Option<u64>,
     /// The orchestrator's newest view.
     pub(crate) view: View,
     /// The slots that are in it.
@@ -120,6 +122,7 @@ impl Cluster {
             next_connection: 1,
             clients: clients.collect(),
             journal: Journal::new(scenario.durable),
+            room: None,
             view: View::default(),
             in_view: (1..=scenario.brokers).collect(),
             incarnations: 0,
@@ -412,6 +415,8 @@ fn broker_options(scenario: &Scenario) -> BrokerOptions {
         tail_bytes_max: scenario.tail_bytes_max,
         key_window: Duration::from_secs(60),
         data_bytes_max: 1 << 20,
+        is_durable: scenario.durable,
+        journal_bytes_max: 1 << 30,
         broken: scenario.broken.broker,
     }
 }

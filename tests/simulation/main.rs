@@ -18,6 +18,7 @@
 mod checker;
 mod client;
 mod cluster;
+mod disk;
 mod run;
 mod scenario;
 mod scheduler;
@@ -25,7 +26,7 @@ mod settle;
 mod traffic;
 mod transcript;
 
-use muster_broker::simulation::BrokenRules;
+use muster_broker::simulation::{BrokenJournal, BrokenRules};
 
 use crate::{
     run::{find_violation, hold, hold_again, transcript},
@@ -63,6 +64,26 @@ fn shards_that_move_lose_and_repeat_nothing_whoever_hears_of_it_when() {
 #[test]
 fn brokers_that_return_with_their_journal_lose_and_repeat_nothing() {
     hold(&scenario::restarts());
+}
+
+#[test]
+fn shards_that_move_between_brokers_that_die_lose_and_repeat_nothing() {
+    hold(&scenario::restarts_and_moves());
+}
+
+#[test]
+fn nodes_that_are_views_behind_lose_and_repeat_nothing() {
+    hold(&scenario::late_views());
+}
+
+#[test]
+fn full_disks_refuse_publications_and_lose_and_repeat_nothing() {
+    hold(&scenario::full_disks());
+}
+
+#[test]
+fn journals_that_let_go_of_old_segments_forget_no_key_and_no_position() {
+    hold(&scenario::short_journals());
 }
 
 #[test]
@@ -119,6 +140,59 @@ fn a_broker_that_takes_what_follows_a_refused_publication_is_caught() {
         ..BrokenRules::default()
     };
     is_caught(scenario::moves(), broker, false);
+}
+
+#[test]
+fn a_broker_that_acks_before_it_appends_is_caught() {
+    let journal = BrokenJournal {
+        order: true,
+        ..BrokenJournal::default()
+    };
+    is_caught_journal(scenario::restarts(), journal);
+}
+
+#[test]
+fn a_broker_that_leaves_half_a_record_after_a_failed_write_is_caught() {
+    let journal = BrokenJournal {
+        truncation: true,
+        ..BrokenJournal::default()
+    };
+    is_caught_journal(scenario::full_disks(), journal);
+}
+
+#[test]
+fn a_broker_that_forgets_keys_when_it_is_back_is_caught() {
+    let journal = BrokenJournal {
+        keys: true,
+        ..BrokenJournal::default()
+    };
+    is_caught_journal(scenario::restarts(), journal);
+}
+
+#[test]
+fn a_broker_that_opens_a_shard_at_an_earlier_epoch_is_caught() {
+    let journal = BrokenJournal {
+        epochs: true,
+        ..BrokenJournal::default()
+    };
+    is_caught_journal(scenario::late_views(), journal);
+}
+
+#[test]
+fn a_broker_that_always_begins_new_generations_is_caught() {
+    let journal = BrokenJournal {
+        generations: true,
+        ..BrokenJournal::default()
+    };
+    is_caught_journal(scenario::restarts(), journal);
+}
+
+fn is_caught_journal(scenario: Scenario, journal: BrokenJournal) {
+    let broker = BrokenRules {
+        journal,
+        ..BrokenRules::default()
+    };
+    is_caught(scenario, broker, false);
 }
 
 #[test]

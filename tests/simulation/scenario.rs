@@ -3,7 +3,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use muster_broker::simulation::BrokenRules;
+use muster_broker::simulation::{BrokenJournal, BrokenRules};
 
 /// One kind of run; a seed makes it one run.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub(crate) struct Scenario {
     /// Publications are missed because the tail is short or logs are lost; then
     /// they must be counted.
     pub(crate) may_have_holes: bool,
+    /// Publications are refused because a journal cannot be written.
+    pub(crate) may_refuse: bool,
     /// A client that subscribes and publishes in one go hears its own
     /// publication. Not so when a link breaks between the owner's taking both
     /// and its confirmation's arrival: the worker then has no position to
@@ -69,6 +71,8 @@ pub(crate) struct Weights {
     pub(crate) restart: u32,
     /// A worker dies, with its clients' connections, and is back at once.
     pub(crate) restart_worker: u32,
+    /// Every disk is about to be full, or has room again.
+    pub(crate) disks: u32,
 }
 
 /// Rules that are broken on purpose.
@@ -96,6 +100,7 @@ const NO_FAULTS: Weights = Weights {
     kill: 0,
     restart: 0,
     restart_worker: 0,
+    disks: 0,
 };
 
 const CALM: Scenario = Scenario {
@@ -115,6 +120,7 @@ const CALM: Scenario = Scenario {
     tail_age: Duration::from_secs(600),
     data_bytes: 10..60,
     may_have_holes: false,
+    may_refuse: false,
     hears_own: true,
     weights: NO_FAULTS,
     broken: Broken {
@@ -122,6 +128,13 @@ const CALM: Scenario = Scenario {
             keys: false,
             epochs: false,
             attempts: false,
+            journal: BrokenJournal {
+                order: false,
+                truncation: false,
+                keys: false,
+                epochs: false,
+                generations: false,
+            },
         },
         positions: false,
     },
@@ -196,6 +209,73 @@ pub(crate) fn restarts() -> Scenario {
             ..NO_FAULTS
         },
         ..CALM
+    }
+}
+
+/// Disks are full again and again, and brokers die, too.
+pub(crate) fn full_disks() -> Scenario {
+    Scenario {
+        name: "full-disks",
+        may_refuse: true,
+        // A channel that was begun while a disk was full has another generation
+        // after the next start, although nothing was published on it.
+        may_have_holes: true,
+        weights: Weights {
+            leave: 1,
+            cut: 1,
+            kill: 1,
+            restart: 12,
+            disks: 6,
+            ..NO_FAULTS
+        },
+        ..restarts()
+    }
+}
+
+/// Brokers die and come back, and their journals let go of most of what they
+/// had.
+pub(crate) fn short_journals() -> Scenario {
+    Scenario {
+        name: "short-journals",
+        tail_bytes_max: 1500,
+        may_have_holes: true,
+        ..restarts()
+    }
+}
+
+/// Shards move between brokers that hear of it late, and die.
+pub(crate) fn restarts_and_moves() -> Scenario {
+    Scenario {
+        name: "restarts-and-moves",
+        brokers: 3,
+        weights: Weights {
+            leave: 1,
+            cut: 1,
+            kill: 2,
+            restart: 12,
+            change_view: 4,
+            hear_view: 4,
+            ..NO_FAULTS
+        },
+        ..restarts()
+    }
+}
+
+/// Shards move so often that nodes are some views behind.
+pub(crate) fn late_views() -> Scenario {
+    Scenario {
+        name: "late-views",
+        workers: 3,
+        brokers: 3,
+        channels: 2,
+        steps: 900,
+        weights: Weights {
+            change_view: 4,
+            hear_view: 12,
+            connect: 40,
+            ..NO_FAULTS
+        },
+        ..restarts()
     }
 }
 

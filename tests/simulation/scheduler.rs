@@ -32,9 +32,10 @@ enum Kind {
     Kill,
     Restart,
     RestartWorker,
+    Disks,
 }
 
-fn choices(weights: &Weights) -> [(Kind, u32); 16] {
+fn choices(weights: &Weights) -> [(Kind, u32); 17] {
     [
         (Kind::Client, weights.client),
         (Kind::Uplink, weights.uplink),
@@ -52,6 +53,7 @@ fn choices(weights: &Weights) -> [(Kind, u32); 16] {
         (Kind::Kill, weights.kill),
         (Kind::Restart, weights.restart),
         (Kind::RestartWorker, weights.restart_worker),
+        (Kind::Disks, weights.disks),
     ]
 }
 
@@ -98,7 +100,8 @@ impl Cluster {
             Kind::Notice => self.any_link(|it, id| Ok(it.one_end_notices(id))),
             Kind::HearView => self.a_node_hears_of_a_view(),
             Kind::ChangeView => Ok(self.change_view()),
-            Kind::Kill => Ok(self.kill_somewhere()),
+            Kind::Kill => self.kill_somewhere(),
+            Kind::Disks => Ok(self.fill_or_free_disks()),
             Kind::Restart => Ok(self.restart_somewhere()),
             Kind::RestartWorker => Ok(self.restart_a_worker()),
         }
@@ -277,33 +280,45 @@ impl Cluster {
                     self.worker_hears_view(node, view);
                     self.end_worker_turn(node)?;
                 }
-                Some(broker) => self.broker_hears_view(slots[broker], &view),
+                Some(broker) => self.broker_hears_view(slots[broker], &view)?,
             }
             return Ok(true);
         }
-        Ok(self.open_waiting_shards())
+        self.open_waiting_shards()
     }
 
-    pub(crate) fn broker_hears_view(&mut self, slot: u32, view: &muster_proto::View) {
-        if let Some(sim) = self
-            .brokers
-            .get_mut(&slot)
-            .and_then(|broker| broker.sim.as_mut())
-        {
-            sim.handle_view(view, &mut self.journal, self.now);
-        }
+    pub(crate) fn broker_hears_view(
+        &mut self,
+        slot: u32,
+        view: &muster_proto::View,
+    ) -> Result<(), Violation> {
+        let Some(broker) = self.brokers.get_mut(&slot) else {
+            return Ok(());
+        };
+        let owner = (slot, broker.incarnation);
+        let Some(sim) = &mut broker.sim else {
+            return Ok(());
+        };
+        let found = sim.handle_view(view, &mut self.journal, self.now);
+        self.note_appended(owner, found)
     }
 
-    /// Shards that their earlier owners have let go are opened.
-    pub(crate) fn open_waiting_shards(&mut self) -> bool {
+    /// Shards that their earlier owners have let go are opened. Returns whether
+    /// any was waited for.
+    pub(crate) fn open_waiting_shards(&mut self) -> Result<bool, Violation> {
+        let mut found = Vec::new();
         let mut waited = false;
-        for broker in self.brokers.values_mut() {
+        for (slot, broker) in &mut self.brokers {
             if let Some(sim) = broker.sim.as_mut().filter(|sim| sim.is_waiting()) {
-                sim.open_shards(&mut self.journal, self.now);
+                let owner = (*slot, broker.incarnation);
+                found.push((owner, sim.open_shards(&mut self.journal, self.now)));
                 waited = true;
             }
         }
-        waited
+        for (owner, appended) in found {
+            self.note_appended(owner, appended)?;
+        }
+        Ok(waited)
     }
 
     /// Other slots are in the view, of those whose brokers live.
@@ -330,18 +345,21 @@ impl Cluster {
         true
     }
 
-    fn kill_somewhere(&mut self) -> bool {
+    fn kill_somewhere(&mut self) -> Result<bool, Violation> {
         let live = self.brokers.iter().filter(|(_, it)| it.sim.is_some());
         let live: Vec<u32> = live.map(|(slot, _)| *slot).collect();
         if live.is_empty() {
-            return false;
+            return Ok(false);
         }
         let slot = live[self.rng.random_range(0..live.len())];
+        if self.scenario.durable && self.rng.random_bool(0.5) {
+            self.die_in_a_write(slot)?;
+        }
         self.kill_broker(slot);
         self.transcript.fault("broker killed");
         self.transcript
             .line(self.now, || format!("broker {slot} dies"));
-        true
+        Ok(true)
     }
 
     fn restart_a_worker(&mut self) -> bool {

@@ -37,6 +37,7 @@ impl Cluster {
     fn heal(&mut self) -> Result<(), Violation> {
         self.transcript.line(self.now, || "healing".into());
         while self.restart_somewhere() {}
+        self.set_room(None);
         let ids: Vec<u64> = self.links.keys().copied().collect();
         for id in ids {
             if self.links[&id].is_cut {
@@ -72,7 +73,7 @@ impl Cluster {
     fn round(&mut self) -> Result<bool, Violation> {
         self.advance(ROUND)?;
         let mut moved = self.deliver_views()?;
-        moved |= self.open_waiting_shards();
+        moved |= self.open_waiting_shards()?;
         for index in 0..self.workers.len() {
             for slot in self.brokers.keys().copied().collect::<Vec<_>>() {
                 moved |= self.connect(index, slot)?;
@@ -126,7 +127,7 @@ impl Cluster {
                 .get_mut(&slot)
                 .and_then(|broker| broker.control.pop_front())
             {
-                self.broker_hears_view(slot, &view);
+                self.broker_hears_view(slot, &view)?;
                 moved = true;
             }
         }

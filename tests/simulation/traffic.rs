@@ -184,7 +184,6 @@ impl Cluster {
             links,
             brokers,
             journal,
-            checker,
             transcript,
             now,
             ..
@@ -214,11 +213,7 @@ impl Cluster {
                 ids.collect::<Vec<_>>()
             )
         });
-        for appended in appended {
-            let number = appended.data.as_deref().and_then(publication_id);
-            let number = number.ok_or_else(|| Violation(format!("{appended:?} is no data")))?;
-            checker.appended(owner, (appended.shard, appended.epoch), number)?;
-        }
+        self.note_appended(owner, appended)?;
         Ok(true)
     }
 

@@ -145,6 +145,7 @@ impl ClusterBuilder {
             .arg("--config")
             .arg(config_file(dir))
             .args(&self.flags)
+            .env("MUSTER_BROKER__JOURNAL_DIR", journal_dir(dir))
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().expect("a descriptor is duplicated"))
             .stderr(log)
@@ -200,6 +201,12 @@ impl Cluster {
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
         runtime_dir(self.dir.path())
+    }
+
+    /// Where its brokers keep their journals.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        journal_dir(self.dir.path())
     }
 
     /// The file with [`AUTH_KEY`].
@@ -549,6 +556,10 @@ fn eprint_log(log: &str) {
 
 fn runtime_dir(dir: &Path) -> PathBuf {
     dir.join("run")
+}
+
+fn journal_dir(dir: &Path) -> PathBuf {
+    dir.join("journal")
 }
 
 fn key_file(dir: &Path) -> PathBuf {

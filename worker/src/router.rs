@@ -324,7 +324,10 @@ impl Router {
                 queue.hold(sent.attempt, now + EPOCH_RETRY);
                 return Ok(());
             }
-            RefusalReason::Expired => CallError::outcome_unknown(),
+            RefusalReason::Expired | RefusalReason::OutcomeUnknown => CallError::outcome_unknown(),
+            RefusalReason::JournalFailed => {
+                CallError::not_published("The channel's journal cannot be written")
+            }
             RefusalReason::LogFull => CallError::not_published("The channel's log is full"),
             RefusalReason::ChannelsFull => {
                 CallError::not_published("The cluster has as many channels as it may have")

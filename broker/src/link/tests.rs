@@ -43,13 +43,6 @@ fn frames(link: &Link) -> Vec<Frame> {
     }
 }
 
-fn ack(first_seq: u64, last_seq: u64) -> Answer {
-    Answer::Ack {
-        first_seq,
-        last_seq,
-    }
-}
-
 #[derive(Debug, Default)]
 struct Count(AtomicUsize);
 
@@ -60,15 +53,19 @@ impl Wake for Count {
 }
 
 #[test]
-fn acks_that_follow_each_other_become_one_and_overtake_relays() {
+fn answers_come_in_order_and_acks_that_follow_each_other_as_one() {
     let link = link(10);
     assert_eq!(relay(&link, 1, "1"), Offer::Accepted);
-    let refusal = Answer::Refusal {
-        seq: 5,
-        reason: RefusalReason::WrongEpoch,
-    };
-    let mut answers = vec![ack(1, 2), ack(3, 4), refusal, ack(6, 6), ack(7, 9)];
-    link.answer(&mut turn(), &mut answers);
+    let refused = Err(RefusalReason::WrongEpoch);
+    for (first, count, outcome) in [
+        (1, 2, Ok(())),
+        (6, 1, Ok(())),
+        (5, 1, refused),
+        (3, 2, Ok(())),
+        (7, 3, Ok(())),
+    ] {
+        link.settle(&mut turn(), first, count, outcome);
+    }
     let found = frames(&link);
     let ranges: Vec<_> = found
         .iter()
@@ -228,13 +225,10 @@ proptest! {
     #[test]
     fn a_batch_has_at_most_its_bytes_or_one_frame(
         sizes in proptest::collection::vec((0_usize..512, 0_usize..90_000), 1..20),
-        answers in 0_usize..3000,
+        answers in 1_usize..3000,
     ) {
         let link = link(1 << 40);
-        let mut refusals = (1..=answers as u64)
-            .map(|seq| Answer::Refusal { seq: u64::MAX - seq, reason: RefusalReason::Malformed })
-            .collect();
-        link.answer(&mut turn(), &mut refusals);
+        link.settle(&mut turn(), 1, answers as u64, Err(RefusalReason::Malformed));
         for &(name, data) in &sizes {
             let channel = Bytes::from(vec![b'x'; name]);
             let data = Some(Bytes::from(vec![b'1'; data]));

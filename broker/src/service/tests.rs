@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::*;
-use crate::limits::Limits;
+use crate::{limits::Limits, table::Source};
 
 mod links;
 mod relay;
@@ -51,7 +51,7 @@ impl Broker {
         let path = dir.path().join("b.sock");
         let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
         let config = Config::default();
-        let table = Arc::new(Table::new(Limits::new(&config), 1000));
+        let table = Arc::new(Table::new(Limits::new(&config), 1000, Source::Nothing));
         let links = Arc::new(Links::default());
         let bytes_max = config.limits.message_bytes_max.as_usize();
         let service = LinkService::new(Arc::clone(&table), Arc::clone(&links), bytes_max);

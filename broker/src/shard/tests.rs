@@ -14,6 +14,7 @@ use super::*;
 use crate::link::{LinkEnd, Step};
 
 mod history;
+mod syncing;
 
 const EPOCH: u64 = 5;
 const REQUEST: u64 = 9;
@@ -60,7 +61,28 @@ impl Bench {
     fn publish(&mut self, channel: &str, data: &str) -> Result<(), RefusalReason> {
         self.n += 1;
         let publish = publication("bench", self.n, channel, data);
-        self.turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
+        self.take(&publish)
+    }
+
+    /// One publication in a turn of its own, and its answer.
+    fn take(&mut self, publish: &Publish) -> Result<(), RefusalReason> {
+        let publisher = self.link(0);
+        let publish = Publish {
+            seq: 1,
+            ..publish.clone()
+        };
+        let done = self.turn(|shard, turn, rng| {
+            let publishing = shard.publish(turn, rng, &publisher, &publish);
+            shard.commit(turn);
+            publishing
+        });
+        let answers = self.pull(&publisher);
+        match (done, answers.first()) {
+            (Publishing::Done(outcome), None) => outcome,
+            (Publishing::Staged, Some(Frame::Ack(_))) => Ok(()),
+            (Publishing::Staged, Some(Frame::Refusal(refusal))) => Err(refusal.reason()),
+            other => panic!("{other:?} is no answer"),
+        }
     }
 
     fn subscribe(&mut self, link: &Arc<Link>, channel: &str, after: Option<Position>) {
@@ -253,8 +275,7 @@ fn a_known_key_is_acked_without_a_new_offset() {
     bench.subscribed(&link);
     for (n, data) in [(1, "1"), (1, "1"), (3, "2"), (2, "?"), (3, "2"), (4, "3")] {
         let publish = publication("p", n, "a", data);
-        let outcome = bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish));
-        assert_eq!(outcome, Ok(()));
+        assert_eq!(bench.take(&publish), Ok(()));
     }
     assert_eq!(bench.relayed(&link), numbered(1..=3));
 }
@@ -265,8 +286,7 @@ fn a_refused_publication_consumes_no_offset_and_its_key_stays_free() {
     let link = bench.link(PLENTY);
     bench.subscribe(&link, "a", None);
     bench.subscribed(&link);
-    let mut publish =
-        |publish: Publish| bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish));
+    let mut publish = |publish: Publish| bench.take(&publish);
     let good = || publication("p", 1, "a", "1");
     let early = Publish {
         shard_epoch: EPOCH + 1,
@@ -295,8 +315,7 @@ fn an_old_publication_that_is_known_is_acked() {
         age_ms: u32::MAX,
         ..publication("p", 1, "a", "1")
     };
-    let mut publish =
-        |publish: &Publish| bench.turn(|shard, turn, rng| shard.publish(turn, rng, publish));
+    let mut publish = |publish: &Publish| bench.take(publish);
     assert_eq!(publish(&publication("p", 1, "a", "1")), Ok(()));
     assert_eq!(publish(&old), Ok(()));
 }
@@ -306,7 +325,7 @@ fn a_producer_too_many_is_refused_as_log_full() {
     let mut bench = Bench::new();
     let mut publish = |producer: u64| {
         let publish = publication(&producer.to_string(), 1, "a", "1");
-        bench.turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
+        bench.take(&publish)
     };
     for producer in 0..100 {
         assert_eq!(publish(producer), Ok(()));
@@ -510,9 +529,7 @@ fn a_publication_does_not_pin_the_batch_it_came_in() {
         producer: batch.slice(..8),
         ..publication("", 1, "a", "")
     };
-    bench
-        .turn(|shard, turn, rng| shard.publish(turn, rng, &publish))
-        .unwrap();
+    bench.take(&publish).unwrap();
     bench.pull_all(&link);
     drop(publish);
     assert!(batch.is_unique());

@@ -18,7 +18,7 @@ fn table() -> Table {
         producers_max: 100,
         channel_idle: Duration::from_secs(60),
     };
-    Table::new(limits, 1000)
+    Table::new(limits, 1000, Source::Nothing)
 }
 
 fn next(previous: &View, brokers: &[(u32, u64)]) -> View {
@@ -32,7 +32,7 @@ fn next(previous: &View, brokers: &[(u32, u64)]) -> View {
 
 fn publish(table: &Table, channel: &str, n: u64, shard_epoch: u64) -> Result<(), RefusalReason> {
     let publish = Publish {
-        seq: 0,
+        seq: 1,
         channel: Bytes::copy_from_slice(channel.as_bytes()),
         data: None,
         producer: Bytes::from_static(b"p"),
@@ -43,9 +43,14 @@ fn publish(table: &Table, channel: &str, n: u64, shard_epoch: u64) -> Result<(),
     };
     let mut rng = StdRng::seed_from_u64(n);
     let mut turn = Turn::new(NOW);
-    let outcome = table.publish(&mut turn, &mut rng, &publish);
+    let link = Arc::new(Link::new(NOW));
+    let publishing = table.publish(&mut turn, &mut rng, &link, &publish);
+    assert_eq!(table.commit(&mut turn), []);
     table.count(&turn);
-    outcome
+    match publishing {
+        Publishing::Done(outcome) => outcome,
+        Publishing::Staged => Ok(()),
+    }
 }
 
 fn head(table: &Table, channel: &str) -> Option<u64> {

@@ -24,6 +24,8 @@ const HEAD_BYTES_MAX: ByteSize = ByteSize::mib(1);
 const MESSAGE_BYTES_MIN: ByteSize = ByteSize::kib(1);
 /// gRPC carries a message with its envelope in one frame of a batch.
 const MESSAGE_BYTES_MAX: ByteSize = ByteSize::mib(64);
+/// Every shard has files, however little is in them.
+const JOURNAL_BYTES_MIN: ByteSize = ByteSize::mib(16);
 const THREADS_MAX: u32 = 256;
 /// Longest time that a setting may name: far from every overflow.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -233,6 +235,13 @@ fn broker(config: &Config) -> Result<(), Invalid> {
         "0 would refuse every channel".into()
     })?;
     duration("broker.key_window", broker.key_window)?;
+    duration("broker.fsync_interval", broker.fsync_interval)?;
+    within(
+        "broker.journal_bytes_max",
+        broker.journal_bytes_max,
+        JOURNAL_BYTES_MIN,
+        ByteSize(u64::MAX),
+    )?;
     // A worker may stall and then re-send a publication (delivery.md A2).
     let publish_timeout = config.link.publish_timeout;
     let stall_max = config.supervision.worker_hung_after;

@@ -151,10 +151,7 @@ impl History {
     }
 
     fn publish(&mut self, publish: &Publish) {
-        let outcome = self
-            .bench
-            .turn(|shard, turn, rng| shard.publish(turn, rng, publish));
-        assert_eq!(outcome, Ok(()));
+        assert_eq!(self.bench.take(publish), Ok(()));
     }
 
     fn pull(&mut self, link: usize) -> bool {

@@ -1,0 +1,517 @@
+//! Opens a shard from its segments: closed clean, killed or new is all one.
+
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use muster_proto::ShardId;
+use muster_wire::Millis;
+use tracing::warn;
+
+use super::{
+    Journal, Options, Segment,
+    format::{
+        ChannelId, HEADER_BYTES, Header, HeaderError, Opened, Publication, Record, RecordError,
+        decode, find_record,
+    },
+    home::Clock,
+    storage::Storage,
+};
+use crate::{
+    journal::{Health, checkpoint},
+    keys::Last,
+    limits::Limits,
+    log::{ChannelKey, Log},
+};
+
+/// A shard as its journal has it.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) log: Log,
+    pub(crate) journal: Journal,
+    pub(crate) recovery: Recovery,
+}
+
+/// What was found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    pub(crate) publications: u64,
+    /// Bytes of a last record that was not written to its end, which were cut.
+    pub(crate) torn_bytes: u64,
+    /// The machine went down and what it had not written is lost, so every
+    /// channel has a new generation (delivery.md C5).
+    pub(crate) is_anew: bool,
+}
+
+/// Why a shard cannot be opened from its journal.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoveryError {
+    #[error("cannot read {}", file.display())]
+    Read { file: PathBuf, source: io::Error },
+    #[error("cannot write {}", file.display())]
+    Write { file: PathBuf, source: io::Error },
+    #[error("{} is damaged at byte {at}: {damage}", file.display())]
+    Damaged {
+        file: PathBuf,
+        at: u64,
+        damage: Damage,
+    },
+    #[error("the shard has been open at epoch {found}, which is later than {epoch}")]
+    LaterEpoch { found: u64, epoch: u64 },
+}
+
+/// What is wrong with a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("it is missing")]
+    Missing,
+    #[error("a publication of a channel that was not declared")]
+    Channel,
+    #[error("offset {found} follows {last}")]
+    Offset { last: u64, found: u64 },
+}
+
+/// Opens a shard at this epoch from what is in `storage`.
+pub(crate) fn open(
+    storage: Box<dyn Storage>,
+    shard: ShardId,
+    epoch: u64,
+    clock: Clock,
+    limits: &Limits,
+    options: Options,
+) -> Result<Recovered, RecoveryError> {
+    let opened = Opened {
+        epoch,
+        boot: clock.boot,
+        at: clock.now.0,
+        wall_ms: clock.wall_ms,
+        is_synced: options.is_synced,
+    };
+    let read = |source| RecoveryError::Read {
+        file: storage.name(0).parent().map(Into::into).unwrap_or_default(),
+        source,
+    };
+    let sequences = storage.segments().map_err(read)?;
+    let replay = replay_all(&*storage, shard, &sequences, clock, limits)?;
+    if replay.epoch > epoch && !options.broken.epochs {
+        let found = replay.epoch;
+        return Err(RecoveryError::LaterEpoch { found, epoch });
+    }
+    let mut recovery = replay.recovery;
+    let log = match replay.is_intact(clock) && !options.broken.generations {
+        true => replay.log,
+        false => {
+            recovery.is_anew = true;
+            Log::new(clock.now, limits.clone())
+        }
+    };
+    options
+        .budget
+        .open
+        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut journal = Journal {
+        shard,
+        storage,
+        opened,
+        options,
+        is_opening_written: false,
+        segments: replay.segments.into(),
+        outdated: replay.unfinished.into_iter().collect(),
+        buffer: Vec::new(),
+        staged_publications: 0,
+        late_bytes: 0,
+        declared: Vec::new(),
+        declared_now: Vec::new(),
+        checkpoint_bytes: replay.checkpoint_bytes,
+        is_stuck: false,
+        health: Health::Good,
+    };
+    let bytes = journal.segments.iter().map(|segment| segment.bytes).sum();
+    journal.options.budget.add(bytes);
+    let mut log = log;
+    if journal.options.broken.keys {
+        log.keys_mut().clear(clock.now);
+    }
+    if recovery.is_anew || journal.segments.is_empty() {
+        journal.begin_anew(&log)?;
+    } else {
+        journal.resume(recovery.torn_bytes > 0)?;
+    }
+    log.trim(clock.now);
+    Ok(Recovered {
+        log,
+        journal,
+        recovery,
+    })
+}
+
+impl Journal {
+    /// Goes on in the newest segment, after what is whole of it.
+    fn resume(&mut self, is_torn: bool) -> Result<(), RecoveryError> {
+        let Segment {
+            sequence, bytes, ..
+        } = *self.present();
+        let file = self.storage.name(sequence);
+        let write = |source| RecoveryError::Write { file, source };
+        self.storage
+            .resume(sequence)
+            .and_then(|()| {
+                if is_torn {
+                    self.storage.truncate(bytes)
+                } else {
+                    Ok(())
+                }
+            })
+            .map_err(write)?;
+        self.remove_outdated();
+        self.stage_opening();
+        // If that fails it is tried again with the first publication.
+        let _ = self.commit();
+        Ok(())
+    }
+
+    /// Begins with a segment of its own; what was there before is not needed.
+    fn begin_anew(&mut self, log: &Log) -> Result<(), RecoveryError> {
+        let last = self.segments.back().map_or(0, |segment| segment.sequence);
+        let sequence = self.outdated.iter().copied().fold(last, u64::max) + 1;
+        let content = checkpoint(self.shard, sequence, &self.opened, log);
+        if let Err(source) = self.storage.create(sequence, &content) {
+            let file = self.storage.name(sequence);
+            return Err(RecoveryError::Write { file, source });
+        }
+        let bytes = content.len() as u64;
+        for segment in self.segments.drain(..) {
+            self.options.budget.remove(segment.bytes);
+            self.outdated.push(segment.sequence);
+        }
+        self.options.budget.add(bytes);
+        self.segments.push_back(Segment {
+            sequence,
+            bytes,
+            publications: 0,
+        });
+        self.checkpoint_bytes = bytes;
+        self.is_opening_written = true;
+        self.remove_outdated();
+        Ok(())
+    }
+}
+
+/// What the segments say, read one after another.
+#[derive(Debug)]
+struct Replay {
+    log: Log,
+    segments: Vec<Segment>,
+    /// The newest segment, if its beginning was not written to its end.
+    unfinished: Option<u64>,
+    /// Bytes of the newest segment's checkpoint.
+    checkpoint_bytes: u64,
+    epoch: u64,
+    /// The last broker that had it open, unless it closed it.
+    open: Option<Opened>,
+    recovery: Recovery,
+}
+
+/// Reads every segment. Where what they say is lost anyway, damage is no
+/// hindrance.
+fn replay_all(
+    storage: &dyn Storage,
+    shard: ShardId,
+    sequences: &[u64],
+    clock: Clock,
+    limits: &Limits,
+) -> Result<Replay, RecoveryError> {
+    let mut replay = Replay {
+        log: Log::new(Millis(0), limits.clone()),
+        segments: Vec::new(),
+        unfinished: None,
+        checkpoint_bytes: 0,
+        epoch: 0,
+        open: None,
+        recovery: Recovery::default(),
+    };
+    for (index, &sequence) in sequences.iter().enumerate() {
+        let is_newest = index + 1 == sequences.len();
+        let expected = replay
+            .segments
+            .last()
+            .map_or(sequence, |it| it.sequence + 1);
+        let outcome = if sequence == expected {
+            replay.segment(storage, shard, sequence, is_newest, clock)
+        } else {
+            Err(damaged(storage, expected, 0, Damage::Missing))
+        };
+        if let Err(error) = outcome {
+            return match crashed_machine(storage, shard, sequences, clock) {
+                Some(crashed) if matches!(error, RecoveryError::Damaged { .. }) => {
+                    let error: &dyn std::error::Error = &error;
+                    warn!(%shard, error, "Let go of a journal that the machine's crash has cut.");
+                    Ok(Replay {
+                        log: Log::new(Millis(0), limits.clone()),
+                        segments: sequences
+                            .iter()
+                            .map(|&sequence| Segment {
+                                sequence,
+                                bytes: 0,
+                                publications: 0,
+                            })
+                            .collect(),
+                        epoch: crashed.epoch.max(replay.epoch),
+                        open: Some(crashed),
+                        ..replay
+                    })
+                }
+                Some(_) | None => Err(error),
+            };
+        }
+    }
+    Ok(replay)
+}
+
+/// The last opening, if the machine went down after it and lost what had not
+/// been synced.
+fn crashed_machine(
+    storage: &dyn Storage,
+    shard: ShardId,
+    sequences: &[u64],
+    clock: Clock,
+) -> Option<Opened> {
+    let sequence = *sequences.last()?;
+    let content = storage.read(sequence).ok()?;
+    Header::decode(&content, shard, sequence).ok()?;
+    let (mut at, mut open) = (HEADER_BYTES, None);
+    while let Ok(Some((record, end))) = decode(&content, sequence, at) {
+        match record {
+            Record::Opened(opened) => open = Some(opened),
+            Record::Closed => open = None,
+            Record::Channel { .. }
+            | Record::Publication(_)
+            | Record::Keys { .. }
+            | Record::Key { .. }
+            | Record::End => {}
+        }
+        at = end;
+    }
+    open.filter(|opened| opened.is_lost(clock))
+}
+
+impl Opened {
+    /// Whether what was written since may be lost (delivery.md C5).
+    fn is_lost(&self, clock: Clock) -> bool {
+        self.boot != clock.boot && !self.is_synced
+    }
+
+    /// A moment of this opening on the present clock.
+    fn translate(&self, at: u64, clock: Clock) -> Millis {
+        if self.boot == clock.boot {
+            return Millis(at);
+        }
+        let wall_ms = self.wall_ms.saturating_add(at).saturating_sub(self.at);
+        clock.now - Duration::from_millis(clock.wall_ms.saturating_sub(wall_ms))
+    }
+}
+
+impl Replay {
+    fn is_intact(&self, clock: Clock) -> bool {
+        self.open.is_none_or(|open| !open.is_lost(clock))
+    }
+
+    fn segment(
+        &mut self,
+        storage: &dyn Storage,
+        shard: ShardId,
+        sequence: u64,
+        is_newest: bool,
+        clock: Clock,
+    ) -> Result<(), RecoveryError> {
+        let content = storage
+            .read(sequence)
+            .map_err(|source| RecoveryError::Read {
+                file: storage.name(sequence),
+                source,
+            })?;
+        self.recovery.bytes += content.len() as u64;
+        Header::decode(&content, shard, sequence)
+            .map_err(|error| damaged(storage, sequence, 0, error.into()))?;
+        let mut reader = SegmentReader {
+            replay: self,
+            content: &content,
+            clock,
+            base: None,
+            channels: Vec::new(),
+            is_begun: false,
+        };
+        let mut at = HEADER_BYTES;
+        let end = loop {
+            match decode(&content, sequence, at) {
+                Ok(None) => break at,
+                Ok(Some((record, end))) => {
+                    reader
+                        .take(record, end)
+                        .map_err(|damage| damaged(storage, sequence, at, damage))?;
+                    at = end;
+                }
+                Err(_) if is_newest && find_record(&content, sequence, at).is_none() => break at,
+                Err(error) => return Err(damaged(storage, sequence, at, error.into())),
+            }
+        };
+        let is_begun = reader.is_begun;
+        self.recovery.torn_bytes += (content.len() - end) as u64;
+        if !is_begun {
+            if !is_newest || self.segments.is_empty() {
+                return Err(damaged(storage, sequence, end, RecordError::Short.into()));
+            }
+            // Nothing that anybody has heard of can be in it.
+            self.recovery.torn_bytes += end as u64;
+            self.unfinished = Some(sequence);
+            return Ok(());
+        }
+        self.segments.push(Segment {
+            sequence,
+            bytes: end as u64,
+            publications: self.recovery.publications,
+        });
+        Ok(())
+    }
+}
+
+/// Takes over the records of one segment.
+struct SegmentReader<'a> {
+    replay: &'a mut Replay,
+    content: &'a Bytes,
+    clock: Clock,
+    /// What moments are relative to.
+    base: Option<Opened>,
+    /// By the numbers they have in this segment.
+    channels: Vec<Option<ChannelKey>>,
+    is_begun: bool,
+}
+
+impl SegmentReader<'_> {
+    fn take(&mut self, record: Record<'_>, end: usize) -> Result<(), Damage> {
+        match record {
+            Record::Opened(opened) => {
+                self.base = Some(opened);
+                self.replay.open = Some(opened);
+                self.replay.epoch = self.replay.epoch.max(opened.epoch);
+            }
+            Record::Closed => self.replay.open = None,
+            Record::Channel {
+                id,
+                generation,
+                offset,
+                name,
+            } => return self.channel(id, generation, offset, name),
+            Record::Publication(publication) => return self.publication(&publication),
+            Record::Keys { turned_at } => {
+                let turned_at = self.moment(turned_at);
+                self.replay.log.keys_mut().clear(turned_at);
+            }
+            Record::Key {
+                is_older,
+                n,
+                refused,
+                producer,
+            } => {
+                let last = Last { n, refused };
+                self.replay.log.keys_mut().load(is_older, producer, last);
+            }
+            Record::End => {
+                self.is_begun = true;
+                self.replay.checkpoint_bytes = end as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn channel(
+        &mut self,
+        id: ChannelId,
+        generation: u64,
+        offset: u64,
+        name: &[u8],
+    ) -> Result<(), Damage> {
+        let now = self.clock.now;
+        let log = &mut self.replay.log;
+        let known = log.find(name);
+        let key = match known.map(|key| (key, log.head(key))) {
+            Some((key, head)) if head.generation == generation => {
+                if head.offset != offset {
+                    let (last, found) = (head.offset, offset);
+                    return Err(Damage::Offset { last, found });
+                }
+                key
+            }
+            Some((key, _)) => {
+                // It was forgotten and has begun again.
+                log.forget(key);
+                log.resume(now, name, generation, offset)
+            }
+            None => log.resume(now, name, generation, offset),
+        };
+        let index = id as usize;
+        if index >= self.channels.len() {
+            self.channels.resize(index + 1, None);
+        }
+        self.channels[index] = Some(key);
+        Ok(())
+    }
+
+    fn publication(&mut self, publication: &Publication<'_>) -> Result<(), Damage> {
+        let key = self.channels.get(publication.channel as usize);
+        let key = key.copied().flatten().ok_or(Damage::Channel)?;
+        let at = self.moment(publication.at);
+        let log = &mut self.replay.log;
+        let last = log.head(key).offset;
+        if publication.offset != last + 1 {
+            let found = publication.offset;
+            return Err(Damage::Offset { last, found });
+        }
+        // Shares the segment's bytes, of which there are not many more than
+        // what is retained.
+        let data = publication.data.map(|data| self.content.slice_ref(data));
+        log.assign(at, key);
+        log.append(at, at, key, data);
+        if publication.refused > 0 {
+            log.keys_mut()
+                .note_refused(publication.producer, publication.refused);
+        }
+        // There was a place for it, and there is more of it now.
+        let _ = log.keys_mut().remember(publication.producer, publication.n);
+        self.replay.recovery.publications += 1;
+        Ok(())
+    }
+
+    fn moment(&self, at: u64) -> Millis {
+        self.base
+            .map_or(self.clock.now, |base| base.translate(at, self.clock))
+    }
+}
+
+fn damaged(storage: &dyn Storage, sequence: u64, at: usize, damage: Damage) -> RecoveryError {
+    RecoveryError::Damaged {
+        file: storage.name(sequence),
+        at: at as u64,
+        damage,
+    }
+}
+
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            bytes,
+            publications,
+            torn_bytes,
+            is_anew,
+        } = self;
+        write!(
+            f,
+            "{bytes} bytes, {publications} publications, {torn_bytes} torn, anew: {is_anew}"
+        )
+    }
+}

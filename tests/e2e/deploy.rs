@@ -86,6 +86,7 @@ fn unit_command(key: &str, dir: &Path) -> (Command, bool) {
     let mut words = line.trim_start_matches('-').split(' ');
     assert_eq!(words.next(), Some("/usr/bin/orchestrator"));
     let mut command = orchestrator::command();
+    command.env("MUSTER_BROKER__JOURNAL_DIR", dir.join("journal"));
     for word in words {
         match word {
             "/run/muster" => command.arg(dir.join("run")),

@@ -143,9 +143,6 @@ async fn without_a_cluster_it_says_what_to_do() {
     );
 }
 
-/// Whether a broker that comes back has everything that it acknowledged.
-const BROKERS_KEEP_EVERYTHING: bool = false;
-
 /// Runs the scenario `kill` with a small load.
 async fn bench_kill(cluster: &Cluster, arguments: &[&str]) -> Value {
     let mut command = vec!["bench", "kill", "--lobbies", "10", "--members", "3"];
@@ -158,11 +155,9 @@ async fn bench_kill(cluster: &Cluster, arguments: &[&str]) -> Value {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}, {error}"));
     assert_eq!(report["disconnects"], 0, "{report}");
     assert!(report["acked"].as_u64() > Some(0), "{report}");
-    if BROKERS_KEEP_EVERYTHING {
-        assert!(output.status.success(), "{report}");
-        let wrong = ["lost", "repeated", "out_of_order", "unanswered", "errors"];
-        assert!(wrong.iter().all(|key| report[key] == 0), "{report}");
-    }
+    assert!(output.status.success(), "{report}");
+    let wrong = ["lost", "repeated", "out_of_order", "unanswered", "errors"];
+    assert!(wrong.iter().all(|key| report[key] == 0), "{report}");
     report
 }
 

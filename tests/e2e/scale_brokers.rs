@@ -12,9 +12,6 @@ use crate::{
     on_every_worker,
 };
 
-/// Whether a shard that moves takes its publications and keys along, so that
-/// nothing acknowledged is lost, repeated or out of order.
-const SHARDS_MOVE_WHOLE: bool = false;
 /// Ends what a listener waits for.
 const END: &str = "\"end\"";
 
@@ -110,9 +107,7 @@ async fn brokers_come_and_go_while_clients_publish_and_none_is_disconnected() {
     stop.send(()).unwrap();
     let published = publishing.await.unwrap();
     let heard = listening.await.unwrap();
-    if SHARDS_MOVE_WHOLE {
-        assert_whole(&heard, &channels, published);
-    }
+    assert_whole(&heard, &channels, published);
     everybody_hears_everybody(&mut clients, &channels, "after").await;
     for client in &mut clients {
         assert!(client.is_alive().await);

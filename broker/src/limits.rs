@@ -28,6 +28,18 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// Small ones, that short tests reach.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            tail_age: Duration::from_secs(30),
+            tail_bytes_max: 1 << 20,
+            key_window: Duration::from_secs(60),
+            producers_max: 100,
+            channel_idle: Duration::from_secs(60),
+        }
+    }
+
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             tail_age: config.broker.tail_age,

@@ -1,5 +1,7 @@
 //! One open shard: its epoch, its log, and who subscribes to its channels.
 
+mod staged;
+
 use std::{collections::VecDeque, io, sync::Arc};
 
 use bytes::Bytes;
@@ -10,9 +12,10 @@ use muster_proto::{
 use muster_wire::Millis;
 use rand::Rng;
 
+use self::staged::{Answers, Staged, StagedBody};
 use crate::{
     journal::{CommitError, Committed, Journal, Recovered, StagedPublication, Unsynced},
-    keys::{KeysFull, Known, Last},
+    keys::{KeysFull, Known},
     limits::{ChannelCount, Limits},
     link::{Link, Offer},
     log::{ChannelKey, Log},
@@ -54,26 +57,6 @@ pub(crate) struct Shard {
     /// never had any.
     subscribers: Vec<Vec<Subscriber>>,
     channel_count: Arc<ChannelCount>,
-}
-
-/// A publication on its way into the log, and who waits for its answer.
-#[derive(Debug)]
-struct Staged {
-    link: Arc<Link>,
-    seq: u64,
-    producer: Bytes,
-    n: u64,
-    /// `None`: a copy of one that is known.
-    body: Option<StagedBody>,
-}
-
-#[derive(Debug)]
-struct StagedBody {
-    at: Millis,
-    key: ChannelKey,
-    data: Option<Bytes>,
-    /// What was remembered of the producer.
-    before: Last,
 }
 
 /// What became of a publication.
@@ -615,62 +598,6 @@ impl Shard {
 impl Drop for Shard {
     fn drop(&mut self) {
         self.channel_count.give_back(self.log.channels());
-    }
-}
-
-impl Staged {
-    fn new(link: &Arc<Link>, publish: &Publish, body: Option<StagedBody>) -> Self {
-        Self {
-            link: Arc::clone(link),
-            seq: publish.seq,
-            producer: publish.producer.clone(),
-            n: publish.n,
-            body,
-        }
-    }
-}
-
-/// Answers on their way to links, those that follow each other as one.
-#[derive(Debug, Default)]
-struct Answers(Option<Run>);
-
-#[derive(Debug)]
-struct Run {
-    link: Arc<Link>,
-    first_seq: u64,
-    count: u64,
-    outcome: Result<(), RefusalReason>,
-}
-
-impl Answers {
-    fn add(
-        &mut self,
-        turn: &mut Turn,
-        link: Arc<Link>,
-        seq: u64,
-        outcome: Result<(), RefusalReason>,
-    ) {
-        if let Some(run) = &mut self.0
-            && run.first_seq + run.count == seq
-            && run.outcome == outcome
-            && Arc::ptr_eq(&run.link, &link)
-        {
-            run.count += 1;
-            return;
-        }
-        self.flush(turn);
-        self.0 = Some(Run {
-            link,
-            first_seq: seq,
-            count: 1,
-            outcome,
-        });
-    }
-
-    fn flush(&mut self, turn: &mut Turn) {
-        if let Some(run) = self.0.take() {
-            run.link.settle(turn, run.first_seq, run.count, run.outcome);
-        }
     }
 }
 

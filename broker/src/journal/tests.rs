@@ -23,16 +23,6 @@ mod files;
 const SHARD: ShardId = ShardId::new(7);
 const CHANNELS: [&str; 3] = ["", "a", "b"];
 
-fn limits() -> Limits {
-    Limits {
-        tail_age: Duration::from_secs(30),
-        tail_bytes_max: 1 << 20,
-        key_window: Duration::from_secs(60),
-        producers_max: 100,
-        channel_idle: Duration::from_secs(60),
-    }
-}
-
 fn options() -> Options {
     Options {
         is_synced: false,
@@ -65,7 +55,7 @@ struct Bench {
 
 impl Bench {
     fn open(disk: &MemoryDisk, epoch: u64, clock: Clock) -> Result<Self, RecoveryError> {
-        Self::open_with(disk, epoch, clock, &limits(), options())
+        Self::open_with(disk, epoch, clock, &Limits::for_tests(), options())
     }
 
     fn open_with(
@@ -237,14 +227,16 @@ fn a_crash_of_the_machine_begins_new_generations_unless_all_was_synced() {
             ..options()
         };
         let disk = MemoryDisk::default();
-        let mut bench = Bench::open_with(&disk, 1, clock(0), &limits(), options()).unwrap();
+        let mut bench =
+            Bench::open_with(&disk, 1, clock(0), &Limits::for_tests(), options()).unwrap();
         bench.publish(&[("a", "1")]).unwrap();
         drop(bench);
         let other_boot = Clock {
             boot: 2,
             ..clock(10)
         };
-        let again = Bench::open_with(&disk, 2, other_boot, &limits(), options()).unwrap();
+        let again =
+            Bench::open_with(&disk, 2, other_boot, &Limits::for_tests(), options()).unwrap();
         assert_eq!(again.recovery.is_anew, !is_synced);
         assert_eq!(again.content().is_empty(), !is_synced);
         // The epoch is not forgotten.
@@ -313,7 +305,7 @@ fn the_budget_is_shared_by_open_shards_and_given_back() {
         ..options()
     };
     let disk = MemoryDisk::default();
-    let mut bench = Bench::open_with(&disk, 1, clock(0), &limits(), options()).unwrap();
+    let mut bench = Bench::open_with(&disk, 1, clock(0), &Limits::for_tests(), options()).unwrap();
     let data = "x".repeat(500);
     let outcome = (0..10).find_map(|_| bench.publish(&[("a", &data)]).err());
     assert!(matches!(outcome, Some(CommitError::Full)), "{outcome:?}");

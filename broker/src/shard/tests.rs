@@ -32,7 +32,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(limits(), 1000)
+        Self::with(Limits::for_tests(), 1000)
     }
 
     fn with(limits: Limits, channels_max: u64) -> Self {
@@ -154,16 +154,6 @@ impl Bench {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
-        tail_age: Duration::from_secs(30),
-        tail_bytes_max: 1 << 20,
-        key_window: Duration::from_secs(60),
-        producers_max: 100,
-        channel_idle: Duration::from_secs(60),
-    }
-}
-
 fn publication(producer: &str, n: u64, channel: &str, data: &str) -> Publish {
     Publish {
         seq: 0,
@@ -282,7 +272,7 @@ fn a_known_key_is_acked_without_a_new_offset() {
 
 #[test]
 fn a_refused_publication_consumes_no_offset_and_its_key_stays_free() {
-    let mut bench = Bench::with(limits(), 1);
+    let mut bench = Bench::with(Limits::for_tests(), 1);
     let link = bench.link(PLENTY);
     bench.subscribe(&link, "a", None);
     bench.subscribed(&link);
@@ -336,7 +326,7 @@ fn a_producer_too_many_is_refused_as_log_full() {
 
 #[test]
 fn a_subscription_to_a_channel_too_many_is_told_why() {
-    let mut bench = Bench::with(limits(), 1);
+    let mut bench = Bench::with(Limits::for_tests(), 1);
     let link = bench.link(PLENTY);
     bench.publish("a", "1").unwrap();
     bench.subscribe(&link, "b", None);
@@ -350,7 +340,7 @@ fn a_subscription_to_a_channel_too_many_is_told_why() {
 
 #[test]
 fn an_idle_channel_is_forgotten_and_begins_anew() {
-    let mut bench = Bench::with(limits(), 1);
+    let mut bench = Bench::with(Limits::for_tests(), 1);
     bench.publish("a", "1").unwrap();
     bench.now = Millis(31_000);
     bench.sweep(1);
@@ -362,7 +352,7 @@ fn an_idle_channel_is_forgotten_and_begins_anew() {
 
 #[test]
 fn a_channel_that_is_subscribed_to_or_used_lives_on() {
-    let mut bench = Bench::with(limits(), 1);
+    let mut bench = Bench::with(Limits::for_tests(), 1);
     let link = bench.link(PLENTY);
     bench.subscribe(&link, "a", None);
     let (before, _) = bench.subscribed(&link);
@@ -393,7 +383,7 @@ fn a_channel_that_is_subscribed_to_or_used_lives_on() {
 
 #[test]
 fn every_one_of_many_idle_channels_is_forgotten_within_a_minute_of_sweeps() {
-    let mut bench = Bench::with(limits(), 5000);
+    let mut bench = Bench::with(Limits::for_tests(), 5000);
     let link = bench.link(PLENTY);
     for channel in 0..5000 {
         bench.subscribe(&link, &channel.to_string(), None);
@@ -418,7 +408,7 @@ fn a_link_that_ended_is_neither_relayed_to_nor_kept() {
 fn a_link_that_fell_behind_what_is_kept_is_told_so_and_goes_on() {
     let small = Limits {
         tail_bytes_max: 1000,
-        ..limits()
+        ..Limits::for_tests()
     };
     let mut bench = Bench::with(small, 10);
     let link = bench.link(1);

@@ -27,7 +27,7 @@ fn config(dir: &Path) -> BrokerConfig {
 
 /// A broker's table with every shard open at this epoch.
 fn table(dir: &Path, epoch: u64) -> (Table, Opening) {
-    let (table, opening, _) = table_with(&config(dir), limits(), dir, epoch);
+    let (table, opening, _) = table_with(&config(dir), Limits::for_tests(), dir, epoch);
     (table, opening)
 }
 
@@ -199,7 +199,7 @@ fn recovery_time() {
     let wide = || Limits {
         tail_bytes_max: usize::MAX,
         tail_age: Duration::from_secs(3600),
-        ..limits()
+        ..Limits::for_tests()
     };
     let count = bytes / (data.len() + 80);
     let without = memory_table(wide());

@@ -84,7 +84,7 @@ impl History {
             tail_bytes_max,
             key_window: long,
             channel_idle: long,
-            ..limits()
+            ..Limits::for_tests()
         };
         let bench = Bench::with(limits, 1000);
         Self {

@@ -24,7 +24,8 @@ fn journaled(disk: &MemoryDisk, is_synced: bool) -> Bench {
         broken: journal::BrokenRules::default(),
     };
     let (id, storage) = (ShardId::new(7), Box::new(Memory::new(disk)));
-    let recovered = journal::open(storage, id, EPOCH, clock, &limits(), options).unwrap();
+    let recovered =
+        journal::open(storage, id, EPOCH, clock, &Limits::for_tests(), options).unwrap();
     let count = Arc::new(ChannelCount::new(1000));
     bench.shard = Shard::recover(id, EPOCH, recovered, count);
     bench

@@ -89,6 +89,8 @@ pub(crate) struct Core {
     pub(crate) stats: Stats,
     /// Subscriptions that their owner sent elsewhere; asked for again.
     retries: Vec<ChannelName>,
+    /// Something was refused and is to be sent again soon.
+    was_refused: bool,
     /// What operators are to be told.
     operator_answers: Vec<OperatorAnswer>,
     /// Frames for one client, for reuse.
@@ -158,6 +160,7 @@ impl Core {
             router,
             stats: Stats::default(),
             retries: Vec::new(),
+            was_refused: false,
             operator_answers: Vec::new(),
             out: Vec::new(),
         }
@@ -346,13 +349,17 @@ impl Core {
                 Some(Frame::Refusal(refusal)) => {
                     let reason = refusal.reason();
                     debug!(broker, ?reason, "A broker refused a publication.");
+                    self.was_refused = true;
                     self.router
                         .refusal(broker, refusal.seq, reason, now.millis)?;
                 }
                 Some(Frame::Subscribed(subscribed)) => {
                     self.subscribed(&subscribed, clients, now);
                 }
-                Some(Frame::NotOwner(not_owner)) => self.not_owner(&not_owner, clients, now),
+                Some(Frame::NotOwner(not_owner)) => {
+                    self.was_refused = true;
+                    self.not_owner(&not_owner, clients, now);
+                }
                 // A newer broker's, of no consequence for this worker.
                 None => {}
             }
@@ -404,6 +411,13 @@ impl Core {
         }
         self.router.handle_tick(now.millis);
         self.answer_publishers(clients);
+        self.was_refused = self.router.is_holding();
+    }
+
+    /// Whether the next [`Self::handle_tick`] has something to send again, so
+    /// that publishers and subscribers wait for it.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.was_refused
     }
 
     pub(crate) fn leave(&mut self, key: ConnectionKey, channel: &ChannelName) {

@@ -359,6 +359,11 @@ impl Router {
             .collect()
     }
 
+    /// Whether something rests until [`Self::release`].
+    pub(crate) fn is_holding(&self) -> bool {
+        ShardId::all().any(|shard| self.shards[shard.index()].is_held())
+    }
+
     /// Gives up what has waited too long, and sends what has rested.
     pub(crate) fn handle_tick(&mut self, now: Millis) {
         for shard in ShardId::all() {

@@ -25,11 +25,11 @@ use crate::{
     WorkerError,
     engine::{Drain, Engine, Pace},
     link::LinkEvent,
-    now, wheel,
+    now,
 };
 
-/// A gated worker looks again this often (delivery.md E4).
-const GATE_TICK: Duration = Duration::from_millis(50);
+/// How often a worker that ends closes some of its connections.
+const DRAIN_TICK: Duration = Duration::from_millis(100);
 /// How often those who were too fast are looked at again. What they may do by
 /// then they do at once, so that must be little.
 const PACE_TICK: Duration = Duration::from_millis(5);
@@ -61,7 +61,7 @@ struct Worker<'c> {
     control: ControlHandle,
     config: &'c Config,
     phase: Phase,
-    next_tick: Instant,
+    last_tick: Instant,
     next_pace: Instant,
     next_heartbeat: Instant,
 }
@@ -82,11 +82,12 @@ pub(crate) async fn serve(
         control,
         config,
         phase: Phase::Starting { give_up: None },
-        next_tick: Instant::now(),
+        last_tick: Instant::now(),
         next_pace: Instant::now(),
         next_heartbeat: Instant::now(),
     };
     while !worker.is_drained() {
+        let next_tick = worker.next_tick();
         tokio::select! {
             ready = worker.engine.wait() => {
                 ready?;
@@ -102,7 +103,7 @@ pub(crate) async fn serve(
                 }
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),
-            () = sleep_until(worker.next_tick) => worker.handle_tick(),
+            () = sleep_until(next_tick) => worker.handle_tick(),
             () = sleep_until(worker.next_pace), if worker.engine.has_slowed() => {
                 worker.engine.set_now(now());
                 worker.engine.resume_slowed();
@@ -139,12 +140,15 @@ impl Worker<'_> {
         if let Phase::Draining(drain) = &mut self.phase {
             self.engine.go_on_draining(drain);
         }
-        self.next_tick = now
-            + if self.engine.is_gated() {
-                GATE_TICK
-            } else {
-                wheel::TICK
-            };
+        self.last_tick = now;
+    }
+
+    fn next_tick(&self) -> Instant {
+        let interval = match self.phase {
+            Phase::Draining(_) => DRAIN_TICK,
+            Phase::Starting { .. } | Phase::Serving => self.engine.tick_interval(),
+        };
+        self.last_tick + interval
     }
 
     fn obey(&mut self, command: Command) {

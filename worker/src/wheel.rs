@@ -7,10 +7,10 @@ use muster_wire::Millis;
 use crate::connection::ConnectionKey;
 
 /// How late a deadline may be noticed.
-pub(crate) const TICK: Duration = Duration::from_millis(100);
-const TICK_MS: u64 = 100;
-/// Ticks around the wheel: deadlines up to 51 s ahead find their own slot.
-const SLOTS: usize = 512;
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+const TICK_MS: u64 = 250;
+/// Ticks around the wheel: deadlines up to 63 s ahead find their own slot.
+const SLOTS: usize = 256;
 
 /// A timer wheel. A connection that is due is handed out once and must be
 /// scheduled again; a deadline further ahead than the wheel is handed out
@@ -109,7 +109,7 @@ mod tests {
         let mut wheel = Wheel::new(Millis(0));
         wheel.schedule(key(1), Millis(1_000_000));
         let mut due = Vec::new();
-        wheel.advance(Millis(60_000), &mut due);
+        wheel.advance(Millis(64_000), &mut due);
         assert_eq!(due, [key(1)]);
     }
 

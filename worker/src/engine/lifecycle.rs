@@ -9,8 +9,13 @@ use super::{Engine, LINGER};
 use crate::{
     connection::{ConnectionKey, Phase},
     core::{Clients as _, Ingress},
-    upgrade,
+    upgrade, wheel,
 };
+
+/// How often a gated worker looks at the gate (delivery.md E4).
+const GATE_TICK: Duration = Duration::from_millis(50);
+/// The tick while something waits that a broker has refused.
+const URGENT_TICK: Duration = Duration::from_millis(50);
 
 /// How a worker that ends says goodbye to its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +70,18 @@ impl Pace {
 }
 
 impl Engine {
-    /// To be called about every [`wheel::TICK`].
+    /// How long after a tick the next one is due.
+    pub(crate) fn tick_interval(&self) -> Duration {
+        if self.is_gated() {
+            GATE_TICK
+        } else if self.core.is_urgent() {
+            URGENT_TICK
+        } else {
+            wheel::TICK
+        }
+    }
+
+    /// To be called every [`Self::tick_interval`].
     pub(crate) fn handle_tick(&mut self) {
         self.publish_load();
         self.look_at_gate();

@@ -16,7 +16,7 @@ use muster_wire::{
 
 use crate::{
     addresses::Origin,
-    outbox::{Delivery, Flush, Offer, Outbox},
+    outbox::{Delivery, Flush, Offer, Outbox, Written},
 };
 
 /// Names a connection of this worker; never means another one later.
@@ -199,6 +199,14 @@ impl Connection {
             let _ = self.flush();
         }
         self.outbox.deliver(delivery, bytes_max, dropped)
+    }
+
+    /// Writes a publication past the queue, if nothing waits in it.
+    pub(crate) fn write(&mut self, frame: &Bytes) -> Written {
+        if self.is_closing() {
+            return Written::All;
+        }
+        self.outbox.write(frame, self.socket.as_fd())
     }
 
     /// Says goodbye: what is queued goes out, then a close frame. Returns the

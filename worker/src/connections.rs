@@ -7,9 +7,10 @@ use muster_wire::session::Session;
 use slab::Slab;
 
 use crate::{
+    broadcast::{self, Broadcast},
     connection::{Connection, ConnectionKey},
     core::Clients,
-    outbox::{Delivery, Offer},
+    outbox::{Delivery, Offer, Written},
     stats::Stats,
 };
 
@@ -21,6 +22,8 @@ pub(crate) struct Connections {
     outbox_bytes_max: usize,
     /// Have something to write, each once, the next one first.
     dirty: VecDeque<ConnectionKey>,
+    /// A publication that came alone and is written past the queues.
+    broadcast: Option<Broadcast>,
     /// Did not read what they got, and are to be closed.
     slow: Vec<ConnectionKey>,
 }
@@ -32,6 +35,7 @@ impl Connections {
             next_serial: 0,
             outbox_bytes_max,
             dirty: VecDeque::new(),
+            broadcast: None,
             slow: Vec::new(),
         }
     }
@@ -115,6 +119,50 @@ impl Connections {
         self.dirty.pop_front()
     }
 
+    /// Whether a publication is on its way past the queues.
+    pub(crate) fn has_broadcast(&self) -> bool {
+        self.broadcast.is_some()
+    }
+
+    /// Writes the publication that came alone to up to `share` of those who
+    /// have still to get it.
+    pub(crate) fn go_on_with_broadcast(&mut self, share: usize, stats: &mut Stats) {
+        let Some(mut broadcast) = self.broadcast.take() else {
+            return;
+        };
+        for key in broadcast.next(share) {
+            match self.get(key).map(|client| client.write(broadcast.frame())) {
+                Some(Written::All) => stats.deliveries += 1,
+                Some(Written::Part) => {
+                    stats.deliveries += 1;
+                    self.mark_dirty(key);
+                }
+                Some(Written::Nothing) => self.deliver(key, broadcast.delivery(), stats),
+                None => {}
+            }
+        }
+        self.broadcast = Some(broadcast).filter(|broadcast| !broadcast.is_done());
+    }
+
+    /// Queues it for all who have still to get it, because something follows.
+    pub(crate) fn settle_broadcast(&mut self, stats: &mut Stats) {
+        if let Some(mut broadcast) = self.broadcast.take() {
+            for key in broadcast.next(usize::MAX) {
+                self.deliver(key, broadcast.delivery(), stats);
+            }
+        }
+    }
+
+    /// Queues it for this client, because something follows there.
+    pub(crate) fn settle_broadcast_for(&mut self, key: ConnectionKey, stats: &mut Stats) {
+        if let Some(mut broadcast) = self.broadcast.take() {
+            if broadcast.take_out(key) {
+                self.deliver(key, broadcast.delivery(), stats);
+            }
+            self.broadcast = Some(broadcast);
+        }
+    }
+
     pub(crate) fn take_slow(&mut self) -> Vec<ConnectionKey> {
         std::mem::take(&mut self.slow)
     }
@@ -140,6 +188,15 @@ impl Connections {
         }
         Some(offer)
     }
+
+    fn deliver(&mut self, key: ConnectionKey, delivery: Delivery<'_>, stats: &mut Stats) {
+        let offer = self.queue(key, |connection, bytes_max| {
+            connection.deliver(delivery, bytes_max, &mut stats.dropped)
+        });
+        if offer == Some(Offer::Accepted) {
+            stats.deliveries += 1;
+        }
+    }
 }
 
 impl Clients for Connections {
@@ -156,13 +213,170 @@ impl Clients for Connections {
     }
 
     fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
+        let comes_alone = self.broadcast.is_none() && self.dirty.len() < broadcast::CLIENTS_MIN;
+        self.settle_broadcast(stats);
+        if comes_alone && broadcast::is_worthwhile(keys.len(), delivery.frame.len()) {
+            self.broadcast = Some(Broadcast::new(keys.to_vec(), delivery));
+            return;
+        }
         for key in keys {
-            let offer = self.queue(*key, |connection, bytes_max| {
-                connection.deliver(delivery, bytes_max, &mut stats.dropped)
-            });
-            if offer == Some(Offer::Accepted) {
-                stats.deliveries += 1;
+            self.deliver(*key, delivery, stats);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::unix::net::UnixStream};
+
+    use muster_daemon::config::SlowClient;
+    use muster_wire::Millis;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{connection::Admission, outbox::Flush};
+
+    /// What happens to a worker's clients; they are named by their place.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// A publication comes for all but the first few.
+        Publish {
+            skip: usize,
+        },
+        /// A turn ends with room for so many writes past the queues.
+        Write {
+            share: usize,
+        },
+        /// Something of its own is queued for one.
+        Answer(usize),
+        /// One sends something.
+        Read(usize),
+        Leave(usize),
+        /// Queues are written.
+        Flush,
+    }
+
+    fn event(clients: usize) -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => (0..clients).prop_map(|skip| Event::Publish { skip: skip / 8 }),
+            4 => (0..clients).prop_map(|share| Event::Write { share }),
+            1 => (0..clients).prop_map(Event::Answer),
+            1 => (0..clients).prop_map(Event::Read),
+            1 => (0..clients).prop_map(Event::Leave),
+            2 => Just(Event::Flush),
+        ]
+    }
+
+    fn connect(connections: &mut Connections) -> (ConnectionKey, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        for socket in [&ours, &theirs] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let make = |serial| Connection::new(ours.into(), Admission::Refused, serial, Millis(0));
+        (connections.insert(make), theirs)
+    }
+
+    /// One turn's writes, as far as the sockets take them.
+    fn flush_all(connections: &mut Connections) {
+        while let Some(key) = connections.next_dirty() {
+            let connection = connections.get(key).unwrap();
+            connection.is_dirty = false;
+            if connection.flush().unwrap() != Flush::Empty {
+                return connections.mark_dirty(key);
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn however_it_is_written_each_subscriber_gets_each_publication_once_and_in_order(
+            events in prop::collection::vec(event(80), 1..60),
+            padding in prop_oneof![Just(0), Just(9000_usize)],
+        ) {
+            let mut stats = Stats::default();
+            let mut connections = Connections::new(usize::MAX);
+            let mut clients: Vec<_> = (0..80).map(|_| connect(&mut connections)).collect();
+            let mut members: Vec<_> = (0..80).collect();
+            let mut expected = vec![Vec::new(); 80];
+            let mut got = vec![Vec::new(); 80];
+            let mut due = 0;
+            for (number, event) in events.into_iter().enumerate() {
+                match event {
+                    Event::Publish { skip } => {
+                        let frame = format!("{number}{}\n", ".".repeat(padding));
+                        let frame = Bytes::from(frame);
+                        let delivery = Delivery {
+                            frame: &frame,
+                            channel: 1,
+                            slow_client: SlowClient::Close,
+                        };
+                        let chosen: Vec<_> = members.iter().skip(skip).copied().collect();
+                        let keys: Vec<_> = chosen.iter().map(|client| clients[*client].0).collect();
+                        connections.fan_out(&keys, delivery, &mut stats);
+                        for client in chosen {
+                            expected[client].push(number);
+                            due += 1;
+                        }
+                    }
+                    Event::Write { share } => {
+                        connections.go_on_with_broadcast(share, &mut stats);
+                    }
+                    Event::Answer(client) => {
+                        connections.send(clients[client].0, &mut vec![Bytes::from_static(b"#\n")]);
+                    }
+                    Event::Read(client) => {
+                        connections.settle_broadcast_for(clients[client].0, &mut stats);
+                    }
+                    Event::Leave(client) => {
+                        connections.settle_broadcast_for(clients[client].0, &mut stats);
+                        members.retain(|member| *member != client);
+                    }
+                    Event::Flush => flush_all(&mut connections),
+                }
+            }
+            while connections.has_broadcast() {
+                connections.go_on_with_broadcast(7, &mut stats);
+            }
+            for _ in 0..100 {
+                flush_all(&mut connections);
+                for ((_, socket), got) in clients.iter_mut().zip(&mut got) {
+                    let _ = socket.read_to_end(got);
+                }
+            }
+            prop_assert!(!connections.has_dirty());
+            prop_assert_eq!(stats.deliveries, due);
+            for (got, expected) in got.into_iter().zip(expected) {
+                let numbers: Vec<usize> = String::from_utf8(got)
+                    .unwrap()
+                    .lines()
+                    .filter_map(|line| line.trim_end_matches('.').parse().ok())
+                    .collect();
+                prop_assert_eq!(numbers, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_publication_that_comes_alone_for_many_passes_the_queues_and_others_do_not() {
+        let mut stats = Stats::default();
+        let mut connections = Connections::new(usize::MAX);
+        let clients: Vec<_> = (0..40).map(|_| connect(&mut connections)).collect();
+        let keys: Vec<_> = clients.iter().map(|(key, _)| *key).collect();
+        let frame = Bytes::from_static(b"hello");
+        let delivery = Delivery {
+            frame: &frame,
+            channel: 1,
+            slow_client: SlowClient::Close,
+        };
+        connections.fan_out(&keys[..10], delivery, &mut stats);
+        assert!(!connections.has_broadcast(), "ten are few");
+        flush_all(&mut connections);
+        connections.fan_out(&keys, delivery, &mut stats);
+        assert!(connections.has_broadcast() && !connections.has_dirty());
+        connections.fan_out(&keys, delivery, &mut stats);
+        assert!(!connections.has_broadcast(), "the two share their writes");
+        assert!(connections.has_dirty());
     }
 }

@@ -4,6 +4,7 @@
 mod addresses;
 mod adoption;
 mod auth;
+mod broadcast;
 mod channels;
 mod connection;
 mod connections;

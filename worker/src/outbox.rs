@@ -56,6 +56,16 @@ pub(crate) enum Offer {
     Full,
 }
 
+/// How much of a frame went out past the queue.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    All,
+    /// The rest is queued.
+    Part,
+    Nothing,
+}
+
 /// How a write pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flush {
@@ -121,6 +131,24 @@ impl Outbox {
             Offer::Accepted
         } else {
             Offer::Full
+        }
+    }
+
+    /// Writes a frame past the queue, if that is empty; what the socket does not
+    /// take of a frame that is begun is queued.
+    pub(crate) fn write(&mut self, frame: &Bytes, socket: BorrowedFd<'_>) -> Written {
+        if !self.frames.is_empty() {
+            return Written::Nothing;
+        }
+        match net::send(socket, frame, SendFlags::NOSIGNAL) {
+            Ok(len) if len == frame.len() => Written::All,
+            // What goes wrong shows again when the frame is written as others are.
+            Ok(0) | Err(_) => Written::Nothing,
+            Ok(len) => {
+                self.push(frame.slice(len..), None);
+                self.partial = true;
+                Written::Part
+            }
         }
     }
 

@@ -140,7 +140,7 @@ impl Engine {
 
     /// Whether there is work that waits for nothing.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty() || self.connections.has_dirty()
+        !self.backlog.is_empty() || self.connections.has_dirty() || self.connections.has_broadcast()
     }
 
     /// Begins a turn.
@@ -182,13 +182,25 @@ impl Engine {
         for key in self.connections.take_slow() {
             self.cut_slow_client(key);
         }
-        for _ in 0..WRITES_MAX {
+        self.write();
+        self.send_batches();
+    }
+
+    /// A turn's share of what is to be written.
+    fn write(&mut self) {
+        for written in 0..WRITES_MAX {
             match self.connections.next_dirty() {
                 Some(key) => self.flush(key),
-                None => break,
+                None => {
+                    let share = WRITES_MAX - written;
+                    let stats = &mut self.core.stats;
+                    self.connections.go_on_with_broadcast(share, stats);
+                    return;
+                }
             }
         }
-        self.send_batches();
+        // Its turn is behind those who could not be written to in this one.
+        self.connections.settle_broadcast(&mut self.core.stats);
     }
 
     fn flush(&mut self, key: ConnectionKey) {
@@ -235,9 +247,16 @@ impl Engine {
         self.connections.send(key, out);
     }
 
+    /// What a client was to get before what follows.
+    fn settle_broadcast_for(&mut self, key: ConnectionKey) {
+        let stats = &mut self.core.stats;
+        self.connections.settle_broadcast_for(key, stats);
+    }
+
     /// Says goodbye to a client.
     fn close(&mut self, key: ConnectionKey, code: Option<CloseCode>, reason: &str) {
         let deadline = self.now.millis + LINGER;
+        self.settle_broadcast_for(key);
         match self.connections.get(key) {
             Some(Connection {
                 phase: Phase::Head { .. },

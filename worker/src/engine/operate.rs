@@ -128,6 +128,7 @@ impl Engine {
         message: &str,
     ) -> Result<(), String> {
         let message = Some(message).filter(|message| !message.is_empty());
+        self.settle_broadcast_for(key);
         let mut out = std::mem::take(&mut self.out);
         let Some(session) = self.connections.session(key) else {
             return Ok(());

@@ -254,7 +254,7 @@ impl Shard {
             };
             if let Some(body) = staged.body {
                 let data = body.data.clone();
-                let offset = self.log.append(body.at, turn.now, body.key, body.data);
+                let offset = self.log.append(body.at.into(), turn.now, body.key, body.data);
                 turn.publications += 1;
                 turn.note_joined(|| self.joined(body.key, data.clone()));
                 self.relay(turn, body.key, offset, &data);
@@ -387,7 +387,11 @@ impl Shard {
         if let Some(journal) = &mut self.journal
             && !journal.has_staged()
         {
-            journal.tidy(&self.log, self.staged.len());
+            let were_cut = journal.histories_max().is_some_and(|bytes_max| {
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+                self.log.cut_histories(bytes_max)
+            });
+            journal.tidy(&self.log, self.staged.len(), were_cut);
         }
     }
 

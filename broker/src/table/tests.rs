@@ -11,14 +11,7 @@ use super::*;
 const NOW: Millis = Millis(0);
 
 fn table() -> Table {
-    let limits = Limits {
-        tail_age: Duration::from_secs(30),
-        tail_bytes_max: 1 << 20,
-        key_window: Duration::from_secs(60),
-        producers_max: 100,
-        channel_idle: Duration::from_secs(60),
-    };
-    Table::new(limits, 1000, Source::Nothing)
+    Table::new(Limits::for_tests(), 1000, Source::Nothing)
 }
 
 fn next(previous: &View, brokers: &[(u32, u64)]) -> View {

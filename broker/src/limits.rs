@@ -81,6 +81,17 @@ impl Histories {
         Self(Arc::new(Namespaces::new(namespaces)))
     }
 
+    /// Keeps so much of the channels whose names begin so.
+    #[cfg(test)]
+    pub(crate) fn for_tests(histories: &[(&str, History)]) -> Self {
+        let namespaces = histories.iter().map(|(prefix, history)| Namespace {
+            prefix: (*prefix).into(),
+            history: Some(*history),
+            ..Namespace::default()
+        });
+        Self::new(namespaces.collect())
+    }
+
     /// Of the channel of this name; `None` if it keeps nothing but its tail.
     pub(crate) fn of(&self, channel: &[u8]) -> Option<Bounds> {
         let History { count, bytes, age } = self.0.of(channel)?.history?;

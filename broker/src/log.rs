@@ -21,8 +21,11 @@ use muster_proto::link::Position;
 use muster_wire::Millis;
 use slab::Slab;
 
-use self::{channel::Channel, history::Histories};
-pub(crate) use self::channel::{Kept, Moment};
+use self::channel::Channel;
+pub(crate) use self::{
+    channel::{Kept, Moment},
+    history::Histories,
+};
 use crate::{keys::Keys, limits::Limits, room::give_back_room};
 
 /// Channels looked at per [`Log::forget_idle`], at least.
@@ -307,3 +310,6 @@ impl Log {
         forgotten
     }
 }
+
+#[cfg(test)]
+mod tests;

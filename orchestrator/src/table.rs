@@ -171,6 +171,8 @@ enum Figures {
         publications: u64,
         relayed: u64,
         tail_bytes: u64,
+        history_bytes: u64,
+        history_cut: u64,
     },
 }
 
@@ -195,6 +197,8 @@ impl From<Stats> for Figures {
                 publications: stats.publications,
                 relayed: stats.relayed,
                 tail_bytes: stats.tail_bytes,
+                history_bytes: stats.history_bytes,
+                history_cut: stats.history_cut,
             },
         }
     }

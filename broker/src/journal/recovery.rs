@@ -1,6 +1,6 @@
 //! Opens a shard from its segments: closed clean, killed or new is all one.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf};
 
 use bytes::Bytes;
 use muster_proto::ShardId;

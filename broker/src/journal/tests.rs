@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod files;
+mod histories;
 
 const SHARD: ShardId = ShardId::new(7);
 const CHANNELS: [&str; 3] = ["", "a", "b"];

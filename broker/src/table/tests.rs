@@ -1,6 +1,6 @@
 //! How views open and close shards.
 
-use std::{collections::HashSet, hash::BuildHasher as _, time::Duration};
+use std::{collections::HashSet, hash::BuildHasher as _};
 
 use bytes::Bytes;
 use muster_proto::BrokerNode;
@@ -51,7 +51,7 @@ fn head(table: &Table, channel: &str) -> Option<u64> {
         channel: Bytes::copy_from_slice(channel.as_bytes()),
         ..ReadRequest::default()
     };
-    Some(table.read(&request).ok()?.head?.offset)
+    Some(table.read(&request, 0).ok()?.head?.offset)
 }
 
 #[test]

@@ -57,8 +57,14 @@ pub fn success(cid: &CallId) -> Bytes {
 /// `{"rid":…,"data":…}`.
 #[must_use]
 pub(crate) fn success_with(cid: &CallId, data: &impl Serialize) -> Bytes {
+    success_with_json(cid, &json(data))
+}
+
+/// The same of data that is JSON already.
+#[must_use]
+pub(crate) fn success_with_json(cid: &CallId, data: &[u8]) -> Bytes {
     let head = format!("{{\"rid\":{cid},\"data\":");
-    frame::text_frame_from(&[head.as_bytes(), &json(data), b"}"])
+    frame::text_frame_from(&[head.as_bytes(), data, b"}"])
 }
 
 /// `{"rid":…,"error":…}`.
@@ -118,6 +124,24 @@ impl CallError {
         Self {
             message: message.into(),
             name: "PublishRefusedError",
+        }
+    }
+
+    /// A read of a channel that keeps nothing for clients to read.
+    #[must_use]
+    pub fn no_history(channel: &str) -> Self {
+        Self {
+            message: format!("The {channel} channel keeps no history"),
+            name: "NoHistoryError",
+        }
+    }
+
+    /// A read that could not be done now.
+    #[must_use]
+    pub fn history_unavailable(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            name: "HistoryUnavailableError",
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod answers;
 mod heartbeat;
+mod history;
 mod id;
 mod pace;
 mod subscriptions;
@@ -21,6 +22,7 @@ use serde_json::value::RawValue;
 use self::{answers::Answers, pace::Pace, subscriptions::Subscriptions};
 pub use self::{
     heartbeat::Heartbeat,
+    history::{HistoryEntry, HistoryPage, HistoryRead},
     id::{SESSION_ID_LEN, SessionId},
     pace::Rate,
 };
@@ -89,6 +91,10 @@ pub trait Host {
 
     /// Whether a client may do that, with a token that stands or without.
     fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool;
+
+    /// How many publications a client may ask for at once of what the channel
+    /// keeps; `None` if it keeps nothing for clients to read.
+    fn history_limit(&self, channel: &str) -> Option<u32>;
 }
 
 /// The present, as a session sees it.
@@ -121,6 +127,8 @@ pub enum Effect<'a> {
     Unsubscribe(ChannelName),
     /// Hand the publication to its owner; then, if `cid` is there, answer it.
     Publish(Publish<'a>),
+    /// Ask the channel's owner, then tell [`Session::answer_read`].
+    Read(HistoryRead),
     /// Send what is queued and end the connection.
     Close(CloseCode),
 }
@@ -146,6 +154,8 @@ pub struct Session {
     token: Option<Token>,
     /// Publications so far.
     published: u64,
+    /// Reads of histories so far.
+    reads: u64,
     heartbeat: Heartbeat,
     subscriptions: Subscriptions,
     answers: Answers,
@@ -179,6 +189,7 @@ impl Session {
             },
             token: None,
             published: 0,
+            reads: 0,
             heartbeat: Heartbeat::new(now, rules),
             subscriptions: Subscriptions::default(),
             answers: Answers::default(),
@@ -215,6 +226,7 @@ impl Session {
     #[must_use]
     pub fn is_congested(&self, rules: &Rules) -> bool {
         self.answers.len() > rules.channels_max + answers::WAITING_MAX
+            || self.answers.pending_reads() >= history::READS_MAX
     }
 
     /// Whether the client went faster than it may, so that nothing more may be
@@ -316,6 +328,7 @@ impl Session {
             "#publish" => self.publish(packet.data, packet.cid, cx),
             "#subscribe" => self.subscribe(packet.data, packet.cid, cx),
             "#unsubscribe" => self.unsubscribe(packet.data, packet.cid.as_ref(), cx),
+            "history" => self.read_history(packet.data, packet.cid.as_ref(), cx),
             other => {
                 if other == "#disconnect" {
                     // Only v14 and older send it.
@@ -542,13 +555,22 @@ impl Session {
         host: &dyn Host,
     ) -> Result<ChannelName, CallError> {
         let channel = wanted_channel(channel, action.as_str(), host)?;
+        self.check_right(&channel, action, host).map(|()| channel)
+    }
+
+    fn check_right(
+        &self,
+        channel: &ChannelName,
+        action: Action,
+        host: &dyn Host,
+    ) -> Result<(), CallError> {
         let is_authenticated = self.is_authenticated();
-        if host.allows(action, &channel, is_authenticated) {
-            return Ok(channel);
+        if host.allows(action, channel, is_authenticated) {
+            return Ok(());
         }
         // What a client without a token could get by having one, it is told.
-        let with_token = !is_authenticated && host.allows(action, &channel, true);
-        Err(CallError::not_allowed(action, &channel, with_token))
+        let with_token = !is_authenticated && host.allows(action, channel, true);
+        Err(CallError::not_allowed(action, channel, with_token))
     }
 
     /// A packet without cid fails in silence.

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, io, sync::Arc};
 use bytes::Bytes;
 use muster_proto::{
     ShardId,
-    link::{Position, Publish, RefusalReason, Subscribe},
+    link::{Publish, RefusalReason, Subscribe},
 };
 use muster_wire::Millis;
 use rand::Rng;

@@ -7,7 +7,9 @@
 
 use std::{collections::HashSet, mem, task::Waker, time::Duration};
 
-use muster_proto::link::{BrokerFrame, NotOwner, ReadRequest, Subscribed, broker_frame::Frame};
+use muster_proto::link::{
+    BrokerFrame, NotOwner, Position, ReadRequest, Subscribed, broker_frame::Frame,
+};
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;

@@ -189,6 +189,7 @@ impl Engine {
             }
         }
         self.send_batches();
+        self.send_reads();
     }
 
     fn flush(&mut self, key: ConnectionKey) {

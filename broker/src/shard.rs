@@ -251,7 +251,9 @@ impl Shard {
             };
             if let Some(body) = staged.body {
                 let data = body.data.clone();
-                let offset = self.log.append(body.at.into(), turn.now, body.key, body.data);
+                let offset = self
+                    .log
+                    .append(body.at.into(), turn.now, body.key, body.data);
                 turn.publications += 1;
                 turn.note_joined(|| self.joined(body.key, data.clone()));
                 self.relay(turn, body.key, offset, &data);

@@ -8,6 +8,7 @@ mod command_line;
 mod deploy;
 mod failures;
 mod heartbeat;
+mod history;
 mod http;
 mod journal;
 mod limits;

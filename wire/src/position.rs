@@ -47,7 +47,8 @@ impl FromStr for Generation {
     type Err = PositionError;
 
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        let is_good = text.len() == GENERATION_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_good =
+            text.len() == GENERATION_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
         let value = is_good.then(|| u64::from_str_radix(text, 16).ok());
         value.flatten().map(Self).ok_or(PositionError::Generation)
     }
@@ -125,7 +126,10 @@ mod tests {
             ("00c0ffee00c0ffee:", PositionError::Offset),
             ("00c0ffee00c0ffee:-1", PositionError::Offset),
             ("00c0ffee00c0ffee:+1", PositionError::Offset),
-            ("00c0ffee00c0ffee:18446744073709551616", PositionError::Offset),
+            (
+                "00c0ffee00c0ffee:18446744073709551616",
+                PositionError::Offset,
+            ),
         ] {
             assert_eq!(text.parse::<Position>(), Err(error), "{text}");
         }

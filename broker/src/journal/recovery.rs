@@ -10,8 +10,8 @@ use tracing::warn;
 use super::{
     Journal, Options, Segment,
     format::{
-        ChannelId, Copied, HEADER_BYTES, Header, HeaderError, Opened, Publication, Record, RecordError,
-        decode, find_record,
+        ChannelId, Copied, HEADER_BYTES, Header, HeaderError, Opened, Publication, Record,
+        RecordError, decode, find_record,
     },
     home::Clock,
     storage::Storage,

@@ -87,12 +87,7 @@ impl Kept {
 }
 
 impl Channel {
-    pub(super) fn new(
-        now: Millis,
-        name: Bytes,
-        generation: u64,
-        bounds: Option<Bounds>,
-    ) -> Self {
+    pub(super) fn new(now: Millis, name: Bytes, generation: u64, bounds: Option<Bounds>) -> Self {
         Self {
             name,
             generation,

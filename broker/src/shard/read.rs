@@ -16,7 +16,10 @@ impl Shard {
     /// monotonic clock was 0.
     pub(crate) fn read(&self, request: &ReadRequest, boot_unix_ms: i64) -> ReadResponse {
         let Some(key) = self.log.find(&request.channel) else {
-            return ReadResponse::default();
+            return ReadResponse {
+                complete: request.after.is_none(),
+                ..ReadResponse::default()
+            };
         };
         let head = self.log.head(key);
         let after = request.after.unwrap_or(Position {

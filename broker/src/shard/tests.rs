@@ -514,7 +514,7 @@ fn a_read_is_limited_by_its_offset_its_bytes_and_what_is_kept() {
     assert_eq!(read(Some(6), None, 0), (vec![], false));
 
     let unknown = bench.shard.read(&ReadRequest::default(), 0);
-    assert_eq!((unknown.head, unknown.complete), (None, false));
+    assert_eq!((unknown.head, unknown.complete), (None, true));
     let other = Some(Position {
         generation: !head.generation,
         offset: 2,

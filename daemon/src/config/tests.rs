@@ -457,18 +457,35 @@ fn a_wrong_namespace_is_refused_with_its_place() {
 #[test]
 fn a_history_has_bounds_that_can_be_kept() {
     for (history, expected) in [
-        ("{}", "namespace.history: one of count, bytes and age must be given"),
+        (
+            "{}",
+            "namespace.history: one of count, bytes and age must be given",
+        ),
         ("{ count = 0 }", "namespace.history: count: 0 keeps nothing"),
         ("{ count = -1 }", "line 3: namespace.history: invalid value"),
-        ("{ bytes = 0 }", "bytes: 0B is not between 1B and broker.tail_bytes_max 4MiB"),
+        (
+            "{ bytes = 0 }",
+            "bytes: 0B is not between 1B and broker.tail_bytes_max 4MiB",
+        ),
         ("{ bytes = \"5MiB\" }", "bytes: 5MiB is not between"),
-        ("{ bytes = \"many\" }", "line 3: namespace.history: `many` is not a size"),
+        (
+            "{ bytes = \"many\" }",
+            "line 3: namespace.history: `many` is not a size",
+        ),
         ("{ age = \"0s\" }", "age: 0s is not between 1ms and"),
-        ("{ age = \"soon\" }", "line 3: namespace.history: `soon` is not a duration"),
-        ("{ size = 3 }", "line 3: namespace.history: unknown field `size`"),
+        (
+            "{ age = \"soon\" }",
+            "line 3: namespace.history: `soon` is not a duration",
+        ),
+        (
+            "{ size = 3 }",
+            "line 3: namespace.history: unknown field `size`",
+        ),
         ("10", "line 3: namespace.history: invalid type"),
     ] {
-        let refusal = refusal(&format!("[[namespace]]\nprefix = \"a\"\nhistory = {history}"));
+        let refusal = refusal(&format!(
+            "[[namespace]]\nprefix = \"a\"\nhistory = {history}"
+        ));
         assert!(refusal.contains(expected), "{history}: {refusal}");
         assert!(refusal.contains("muster.toml"), "{history}: {refusal}");
     }

@@ -134,7 +134,10 @@ mod tests {
         };
         let text = history("a", false, cut(), false);
         assert!(text.contains("--since 0000000000c0ffee:8"), "{text}");
-        assert!(text.contains("Not all that was asked for is kept"), "{text}");
+        assert!(
+            text.contains("Not all that was asked for is kept"),
+            "{text}"
+        );
         let text = history("a", true, cut(), false);
         assert!(text.contains("--before 0000000000c0ffee:8"), "{text}");
         let nobody = history("a\n", false, pb::HistoryResponse::default(), false);
@@ -161,9 +164,14 @@ mod tests {
     fn programs_get_the_data_as_it_is() {
         let text = history("a\"", true, answer(), true);
         assert!(
-            text.starts_with("{\"channel\":\"a\\\"\",\"generation\":\"0000000000c0ffee\",\"offset\":9,"),
+            text.starts_with(
+                "{\"channel\":\"a\\\"\",\"generation\":\"0000000000c0ffee\",\"offset\":9,"
+            ),
             "{text}"
         );
-        assert!(text.contains("{\n\"a\": 1.50,\"s\":\"\\ud800\u{1b}\"}"), "{text}");
+        assert!(
+            text.contains("{\n\"a\": 1.50,\"s\":\"\\ud800\u{1b}\"}"),
+            "{text}"
+        );
     }
 }

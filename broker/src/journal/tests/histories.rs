@@ -146,7 +146,9 @@ fn a_history_outlives_the_segments_it_was_written_to() {
     }
     // Another channel fills and empties many segments.
     for _ in 0..300 {
-        bench.publish(&[("", "some data that is soon gone")]).unwrap();
+        bench
+            .publish(&[("", "some data that is soon gone")])
+            .unwrap();
         bench.pass(500, 0);
     }
     assert!(bench.disk.bytes() < 12_000, "{} bytes", bench.disk.bytes());

@@ -62,23 +62,67 @@ fn a_read_has_defaults_and_takes_positions_limit_and_order() {
 fn a_read_that_makes_no_sense_is_answered_with_what_is_wrong() {
     for (arguments, name, about) in [
         ("null", "InvalidActionError", "history: invalid type: null"),
-        ("\"kept\"", "InvalidActionError", "history: invalid type: string"),
-        ("{}", "InvalidActionError", "history: missing field `channel`"),
+        (
+            "\"kept\"",
+            "InvalidActionError",
+            "history: invalid type: string",
+        ),
+        (
+            "{}",
+            "InvalidActionError",
+            "history: missing field `channel`",
+        ),
         (r#"{"channel":"\ud800"}"#, "InvalidActionError", "history: "),
-        (r#"{"channel":"kept","limit":0}"#, "InvalidActionError", "limit 0 is not between 1 and 200"),
-        (r#"{"channel":"kept","limit":201}"#, "InvalidActionError", "limit 201 is not between 1 and 200"),
-        (r#"{"channel":"kept","limit":-1}"#, "InvalidActionError", "history: invalid value"),
-        (r#"{"channel":"kept","order":"both"}"#, "InvalidActionError", "unknown variant `both`"),
-        (r#"{"channel":"kept","form":1}"#, "InvalidActionError", "unknown field `form`"),
-        (r#"{"channel":"kept","since":5}"#, "InvalidActionError", "history: invalid type: integer `5`"),
+        (
+            r#"{"channel":"kept","limit":0}"#,
+            "InvalidActionError",
+            "limit 0 is not between 1 and 200",
+        ),
+        (
+            r#"{"channel":"kept","limit":201}"#,
+            "InvalidActionError",
+            "limit 201 is not between 1 and 200",
+        ),
+        (
+            r#"{"channel":"kept","limit":-1}"#,
+            "InvalidActionError",
+            "history: invalid value",
+        ),
+        (
+            r#"{"channel":"kept","order":"both"}"#,
+            "InvalidActionError",
+            "unknown variant `both`",
+        ),
+        (
+            r#"{"channel":"kept","form":1}"#,
+            "InvalidActionError",
+            "unknown field `form`",
+        ),
+        (
+            r#"{"channel":"kept","since":5}"#,
+            "InvalidActionError",
+            "history: invalid type: integer `5`",
+        ),
         (
             r#"{"channel":"kept","since":{"generation":"1","offset":2}}"#,
             "InvalidActionError",
             "history: a generation is 16 hexadecimal digits",
         ),
-        (r#"{"channel":"lost"}"#, "NoHistoryError", "The lost channel keeps no history"),
-        (r#"{"channel":"deaf-kept"}"#, "NotAllowedError", "Only authenticated clients may subscribe"),
-        (r#"{"channel":"shut-kept"}"#, "NotAllowedError", "Clients may not subscribe"),
+        (
+            r#"{"channel":"lost"}"#,
+            "NoHistoryError",
+            "The lost channel keeps no history",
+        ),
+        (
+            r#"{"channel":"deaf-kept"}"#,
+            "NotAllowedError",
+            "Only authenticated clients may subscribe",
+        ),
+        (
+            r#"{"channel":"shut-kept"}"#,
+            "NotAllowedError",
+            "Clients may not subscribe",
+        ),
     ] {
         let mut client = Client::open();
         let said = client.say(&call(arguments));
@@ -115,7 +159,8 @@ fn what_is_kept_is_answered_as_it_came_and_once() {
     client.say(&call(r#"{"channel":"kept"}"#));
     let empty = HistoryPage::default();
     let ((), said) = client.with(|session, cx| session.answer_read(2, Ok(&empty), cx));
-    let nothing = r#"{"generation":null,"offset":0,"complete":false,"more":false,"publications":[]}"#;
+    let nothing =
+        r#"{"generation":null,"offset":0,"complete":false,"more":false,"publications":[]}"#;
     assert_eq!(said, [format!(r#"{{"rid":7,"data":{nothing}}}"#)]);
 }
 

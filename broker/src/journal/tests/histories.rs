@@ -168,14 +168,14 @@ fn a_history_keeps_its_ages_over_starts_of_the_machine() {
     bench.publish(&[("b", "1")]).unwrap();
     bench.pass(40_000, 0);
     bench.journal.close();
-    for (boot, seconds, kept) in [(2, 100, 1), (3, 199, 1), (4, 201, 0)] {
+    for (epoch, seconds, kept) in [(2, 100, 1), (3, 199, 1), (4, 201, 0)] {
         // The machine has been up for a second, again and again.
         let clock = Clock {
-            boot,
+            boot: epoch.into(),
             now: Millis(1000),
             wall_ms: 1_000_000 + seconds * 1000,
         };
-        let mut again = open_at(&disk, boot as u64, clock);
+        let mut again = open_at(&disk, epoch, clock);
         assert_eq!(again.content()[0].2.len(), kept, "after {seconds} s");
         again.journal.rotate(&again.log, 0);
         again.journal.close();

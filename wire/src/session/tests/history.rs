@@ -58,72 +58,75 @@ fn a_read_has_defaults_and_takes_positions_limit_and_order() {
     }
 }
 
+/// Arguments that are refused, with what name, and about what.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("null", "InvalidActionError", "history: invalid type: null"),
+    (
+        "\"kept\"",
+        "InvalidActionError",
+        "history: invalid type: string",
+    ),
+    (
+        "{}",
+        "InvalidActionError",
+        "history: missing field `channel`",
+    ),
+    (r#"{"channel":"\ud800"}"#, "InvalidActionError", "history: "),
+    (
+        r#"{"channel":"kept","limit":0}"#,
+        "InvalidActionError",
+        "limit 0 is not between 1 and 200",
+    ),
+    (
+        r#"{"channel":"kept","limit":201}"#,
+        "InvalidActionError",
+        "limit 201 is not between 1 and 200",
+    ),
+    (
+        r#"{"channel":"kept","limit":-1}"#,
+        "InvalidActionError",
+        "history: invalid value",
+    ),
+    (
+        r#"{"channel":"kept","order":"both"}"#,
+        "InvalidActionError",
+        "unknown variant `both`",
+    ),
+    (
+        r#"{"channel":"kept","form":1}"#,
+        "InvalidActionError",
+        "unknown field `form`",
+    ),
+    (
+        r#"{"channel":"kept","since":5}"#,
+        "InvalidActionError",
+        "history: invalid type: integer `5`",
+    ),
+    (
+        r#"{"channel":"kept","since":{"generation":"1","offset":2}}"#,
+        "InvalidActionError",
+        "history: a generation is 16 hexadecimal digits",
+    ),
+    (
+        r#"{"channel":"lost"}"#,
+        "NoHistoryError",
+        "The lost channel keeps no history",
+    ),
+    (
+        r#"{"channel":"deaf-kept"}"#,
+        "NotAllowedError",
+        "Only authenticated clients may subscribe",
+    ),
+    (
+        r#"{"channel":"shut-kept"}"#,
+        "NotAllowedError",
+        "Clients may not subscribe",
+    ),
+];
+
 #[test]
 fn a_read_that_makes_no_sense_is_answered_with_what_is_wrong() {
-    for (arguments, name, about) in [
-        ("null", "InvalidActionError", "history: invalid type: null"),
-        (
-            "\"kept\"",
-            "InvalidActionError",
-            "history: invalid type: string",
-        ),
-        (
-            "{}",
-            "InvalidActionError",
-            "history: missing field `channel`",
-        ),
-        (r#"{"channel":"\ud800"}"#, "InvalidActionError", "history: "),
-        (
-            r#"{"channel":"kept","limit":0}"#,
-            "InvalidActionError",
-            "limit 0 is not between 1 and 200",
-        ),
-        (
-            r#"{"channel":"kept","limit":201}"#,
-            "InvalidActionError",
-            "limit 201 is not between 1 and 200",
-        ),
-        (
-            r#"{"channel":"kept","limit":-1}"#,
-            "InvalidActionError",
-            "history: invalid value",
-        ),
-        (
-            r#"{"channel":"kept","order":"both"}"#,
-            "InvalidActionError",
-            "unknown variant `both`",
-        ),
-        (
-            r#"{"channel":"kept","form":1}"#,
-            "InvalidActionError",
-            "unknown field `form`",
-        ),
-        (
-            r#"{"channel":"kept","since":5}"#,
-            "InvalidActionError",
-            "history: invalid type: integer `5`",
-        ),
-        (
-            r#"{"channel":"kept","since":{"generation":"1","offset":2}}"#,
-            "InvalidActionError",
-            "history: a generation is 16 hexadecimal digits",
-        ),
-        (
-            r#"{"channel":"lost"}"#,
-            "NoHistoryError",
-            "The lost channel keeps no history",
-        ),
-        (
-            r#"{"channel":"deaf-kept"}"#,
-            "NotAllowedError",
-            "Only authenticated clients may subscribe",
-        ),
-        (
-            r#"{"channel":"shut-kept"}"#,
-            "NotAllowedError",
-            "Clients may not subscribe",
-        ),
-    ] {
+    for (arguments, name, about) in REFUSED {
         let mut client = Client::open();
         let said = client.say(&call(arguments));
         assert_eq!(said.len(), 1, "{arguments}: {said:?}");

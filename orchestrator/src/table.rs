@@ -163,6 +163,8 @@ enum Figures {
         links: u32,
         slow_clients_closed: u64,
         dropped: u64,
+        resumed: u64,
+        holes_told: u64,
     },
     Broker {
         shards: u32,
@@ -189,6 +191,8 @@ impl From<Stats> for Figures {
                 links: stats.links,
                 slow_clients_closed: stats.slow_clients_closed,
                 dropped: stats.dropped,
+                resumed: stats.resumed,
+                holes_told: stats.holes_told,
             },
             Stats::Broker(stats) => Self::Broker {
                 shards: stats.shards,

@@ -16,6 +16,7 @@ mod namespaces;
 mod operator_verbs;
 mod operators;
 mod packets;
+mod positions;
 mod publishing;
 mod rates;
 mod scale;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{CallId, frame, session::Action, token::TokenError};
+use crate::{CallId, Position, frame, session::Action, token::TokenError};
 
 /// `{"event":"#removeAuthToken"}`: the client forgets its token.
 #[must_use]
@@ -41,6 +41,59 @@ pub fn publication(channel: &str, data: Option<&[u8]>) -> Bytes {
             b"}}",
         ]),
     }
+}
+
+/// The same as a subscriber that wants positions gets it.
+#[must_use]
+pub fn publication_at(channel: &str, offset: u64, data: Option<&[u8]>) -> Bytes {
+    let channel = json(&channel);
+    let offset = format!(",\"offset\":{offset}");
+    let (comma, data) = match data {
+        Some(data) => (&b",\"data\":"[..], data),
+        None => (&b""[..], &b""[..]),
+    };
+    frame::text_frame_from(&[
+        b"{\"event\":\"#publish\",\"data\":{\"channel\":",
+        &channel,
+        comma,
+        data,
+        offset.as_bytes(),
+        b"}}",
+    ])
+}
+
+/// `{"event":"#position",…}`: something before this position is missing and will
+/// not come; for subscribers that want positions.
+#[must_use]
+pub fn hole(channel: &str, position: Position) -> Bytes {
+    let (recovered, channel) = (false, Some(channel));
+    let at = SubscribedAt {
+        channel,
+        position,
+        recovered,
+    };
+    event("#position", &at)
+}
+
+/// `{"rid":…,"data":{…}}`: the subscription goes on right after this position.
+#[must_use]
+pub(crate) fn subscribed_at(cid: &CallId, position: Position, recovered: bool) -> Bytes {
+    let channel = None;
+    let at = SubscribedAt {
+        channel,
+        position,
+        recovered,
+    };
+    success_with(cid, &at)
+}
+
+#[derive(Serialize)]
+struct SubscribedAt<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'a str>,
+    #[serde(flatten)]
+    position: Position,
+    recovered: bool,
 }
 
 /// Bytes a publication may take in its frame beside its data: header, event and

@@ -31,6 +31,7 @@ use crate::{
     stats::Stats,
 };
 
+mod followers;
 mod reads;
 
 pub(crate) use self::reads::OperatorRead;
@@ -321,6 +322,9 @@ impl Core {
                     return self.pause_without_room(&channel);
                 }
             },
+            Effect::Follow { channel, since } => {
+                return self.follow((key, session), &channel, since, out, now);
+            }
             Effect::Unsubscribe(channel) => {
                 self.leave(key, &channel);
                 return self.pause_without_room(&channel);
@@ -529,6 +533,14 @@ impl Core {
             slow_client: arrived.slow_client,
         };
         clients.fan_out(arrived.subscribers, delivery, &mut self.stats);
+        if !arrived.followers.is_empty() {
+            let frame = answer::publication_at(name, relay.offset, relay.data.as_deref());
+            let delivery = Delivery {
+                frame: &frame,
+                ..delivery
+            };
+            clients.fan_out(&arrived.followers, delivery, &mut self.stats);
+        }
     }
 
     fn subscribed(&mut self, subscribed: &Subscribed, clients: &mut impl Clients, now: Now) {
@@ -548,6 +560,7 @@ impl Core {
             // Stock clients are not told (delivery.md B7): counted, and logged once
             // a second by whoever reports the statistics.
             self.stats.holes += 1;
+            self.tell_hole(name, clients);
         }
         let mut out = std::mem::take(&mut self.out);
         for key in waited {
@@ -557,6 +570,7 @@ impl Core {
             }
         }
         self.out = out;
+        self.start_followers(name, clients, now);
     }
 
     /// The subscription is asked for again, unless the owner will never have it.

@@ -62,6 +62,8 @@ pub(crate) enum Reader {
     Client(ConnectionKey, u64),
     /// An operator, by the id of his query.
     Operator(u64),
+    /// A subscriber that gets what it missed.
+    Follower(ConnectionKey),
 }
 
 /// As many reads wait as may.
@@ -134,15 +136,14 @@ impl Reads {
         &mut self,
         id: u64,
         response: Option<ReadResponse>,
-    ) -> Option<(Reader, ReadResponse)> {
+    ) -> Option<(Reader, Question, ReadResponse)> {
         let read = self.open.get_mut(&id)?;
         // Of a broker that was asked before, and again since.
         read.asked?;
         match response {
             Some(response) => {
-                let reader = read.reader;
-                self.open.remove(&id);
-                Some((reader, response))
+                let read = self.open.remove(&id)?;
+                Some((read.reader, read.question, response))
             }
             None => {
                 read.asked = None;
@@ -163,13 +164,14 @@ impl Reads {
     }
 
     /// Asks again what rested; returns those whose reads took too long.
-    pub(crate) fn handle_tick(&mut self, now: Millis) -> Vec<Reader> {
+    pub(crate) fn handle_tick(&mut self, now: Millis) -> Vec<(Reader, Question)> {
         self.queue.extend(self.resting.drain(..));
         let mut late = Vec::new();
         while let Some(first) = self.open.first_entry()
             && first.get().until <= now
         {
-            late.push(first.remove().reader);
+            let read = first.remove();
+            late.push((read.reader, read.question));
         }
         late
     }
@@ -223,7 +225,10 @@ mod tests {
         assert_eq!(send(&mut reads, Some(1)), [1]);
         assert_eq!(send(&mut reads, Some(1)), [0; 0]);
         let answered = reads.answered(1, Some(response(9)));
-        assert_eq!(answered, Some((Reader::Operator(5), response(9))));
+        assert_eq!(
+            answered,
+            Some((Reader::Operator(5), question("a"), response(9)))
+        );
         assert_eq!(reads.answered(1, Some(response(9))), None);
         assert!(reads.handle_tick(NOW + READ_TIMEOUT).is_empty());
     }
@@ -242,7 +247,7 @@ mod tests {
         assert_eq!(send(&mut reads, Some(2)), [1, 2]);
         assert_eq!(
             reads.answered(2, Some(response(9))),
-            Some((Reader::Operator(6), response(9)))
+            Some((Reader::Operator(6), question("a"), response(9)))
         );
     }
 
@@ -265,11 +270,15 @@ mod tests {
         ask(&mut reads, NOW + Duration::from_secs(1), 6);
         assert_eq!(
             reads.handle_tick(NOW + READ_TIMEOUT),
-            [Reader::Operator(5)],
+            [(Reader::Operator(5), question("a"))],
             "sent"
         );
         let late = NOW + READ_TIMEOUT + Duration::from_secs(1);
-        assert_eq!(reads.handle_tick(late), [Reader::Operator(6)], "queued");
+        assert_eq!(
+            reads.handle_tick(late),
+            [(Reader::Operator(6), question("a"))],
+            "queued"
+        );
         assert_eq!(send(&mut reads, Some(1)), [0; 0]);
         assert_eq!(reads.answered(1, Some(response(9))), None);
     }

@@ -210,6 +210,7 @@ impl Session {
         let ChannelData {
             channel: Some(channel),
             data,
+            ..
         } = ChannelData::parse(data)
         else {
             return;

@@ -127,6 +127,18 @@ struct Head<'a> {
     offset: u64,
 }
 
+/// The position in a subscription that has one; `None` where the client has none
+/// yet.
+pub(super) fn since(raw: &RawValue) -> Result<Option<Position>, CallError> {
+    let invalid = |reason: String| {
+        CallError::invalid_action(format!("Subscribe since was malformatted: {reason}"))
+    };
+    let head: Option<Head<'_>> =
+        serde_json::from_str(raw.get()).map_err(|error| invalid(error.to_string()))?;
+    let position = head.map_or(Ok(None), Head::position);
+    position.map_err(|error| invalid(error.to_string()))
+}
+
 #[derive(Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Order {

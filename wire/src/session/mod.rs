@@ -27,7 +27,7 @@ pub use self::{
     pace::Rate,
 };
 use crate::{
-    CallId, ChannelName, ChannelNameError, Millis,
+    CallId, ChannelName, ChannelNameError, Millis, Position,
     answer::{self, CallError},
     close::CloseCode,
     packet::{self, ChannelData, Packet, Version},
@@ -123,6 +123,14 @@ pub enum Effect<'a> {
     Nothing,
     /// Tell [`Session::confirm`] once the channel's owner has the subscription.
     Subscribe(ChannelName),
+    /// The same for a client that wants positions: what came after this one first,
+    /// then [`Session::confirm_at`].
+    Follow {
+        /// Which channel.
+        channel: ChannelName,
+        /// The last position that the client has.
+        since: Option<Position>,
+    },
     /// The session no longer wants the channel.
     Unsubscribe(ChannelName),
     /// Hand the publication to its owner; then, if `cid` is there, answer it.
@@ -349,6 +357,27 @@ impl Session {
         self.answers.resolve(channel, answer::success, cx.out);
     }
 
+    /// The same for a client that wants positions: the subscription goes on right
+    /// after this one. `recovered` is false when what came after the position that
+    /// the client had is not kept any more.
+    pub fn confirm_at(
+        &mut self,
+        channel: &str,
+        position: Position,
+        recovered: bool,
+        cx: &mut Context<'_>,
+    ) {
+        self.subscriptions.confirm(channel);
+        let frame = |cid: &CallId| answer::subscribed_at(cid, position, recovered);
+        self.answers.resolve(channel, frame, cx.out);
+    }
+
+    /// Whether the session subscribes to the channel and wants positions.
+    #[must_use]
+    pub fn follows(&self, channel: &str) -> bool {
+        self.subscriptions.follows(channel)
+    }
+
     /// The channel's owner will not have the subscription.
     pub fn refuse(&mut self, channel: &str, error: &CallError, cx: &mut Context<'_>) {
         self.subscriptions.remove(channel);
@@ -464,7 +493,7 @@ impl Session {
         cid: Option<CallId>,
         cx: &mut Context<'_>,
     ) -> Effect<'a> {
-        let ChannelData { channel, data } = ChannelData::parse(data);
+        let ChannelData { channel, data, .. } = ChannelData::parse(data);
         match self.allowed_channel(channel, Action::Publish, cx.host) {
             Ok(channel) => {
                 self.published += 1;
@@ -490,11 +519,14 @@ impl Session {
             return Effect::Nothing;
         };
         // v14 servers also took a bare string.
-        let channel = ChannelData::parse(data)
-            .channel
-            .or_else(|| data.and_then(packet::string));
+        let ChannelData { channel, since, .. } = ChannelData::parse(data);
+        let channel = channel.or_else(|| data.and_then(packet::string));
         let channel = match self.allowed_channel(channel, Action::Subscribe, cx.host) {
             Ok(channel) => channel,
+            Err(error) => return self.answer_failure(Some(&cid), &error, cx),
+        };
+        let since = match since.map(history::since).transpose() {
+            Ok(since) => since,
             Err(error) => return self.answer_failure(Some(&cid), &error, cx),
         };
         match self.subscriptions.find(&channel) {
@@ -515,9 +547,12 @@ impl Session {
                 self.answer_failure(Some(&cid), &error, cx)
             }
             None => {
-                self.subscriptions.insert(channel.clone());
+                self.subscriptions.insert(channel.clone(), since.is_some());
                 self.answers.wait(cid, channel.clone());
-                Effect::Subscribe(channel)
+                match since {
+                    None => Effect::Subscribe(channel),
+                    Some(since) => Effect::Follow { channel, since },
+                }
             }
         }
     }

@@ -120,6 +120,10 @@ impl Client {
                 effects.borrow_mut().extend(match effect {
                     Effect::Nothing => None,
                     Effect::Subscribe(name) => Some(format!("subscribe {name}")),
+                    Effect::Follow { channel, since } => Some(format!(
+                        "follow {channel} since {}",
+                        since.map_or("nothing".to_owned(), |since| since.to_string())
+                    )),
                     Effect::Unsubscribe(name) => Some(format!("unsubscribe {name}")),
                     Effect::Publish(Publish {
                         channel,

@@ -63,26 +63,32 @@ impl Core {
         clients: &mut impl Clients,
         now: Now,
     ) {
-        if let Some((reader, response)) = self.reads.answered(id, response) {
-            self.answer_reader(reader, Ok(response), clients, now);
+        if let Some((reader, question, response)) = self.reads.answered(id, response) {
+            self.answer_reader((reader, &question), Ok(response), clients, now);
         }
     }
 
     /// Answers those who have waited too long.
     pub(super) fn give_up_reads(&mut self, clients: &mut impl Clients, now: Now) {
-        for reader in self.reads.handle_tick(now.millis) {
-            self.answer_reader(reader, Err(late()), clients, now);
+        for (reader, question) in self.reads.handle_tick(now.millis) {
+            self.answer_reader((reader, &question), Err(late()), clients, now);
         }
     }
 
     fn answer_reader(
         &mut self,
-        reader: Reader,
+        (reader, question): (Reader, &Question),
         outcome: Result<ReadResponse, CallError>,
         clients: &mut impl Clients,
         now: Now,
     ) {
         match reader {
+            Reader::Follower(key) => {
+                if let Some(since) = question.since {
+                    let read = (since, outcome.ok());
+                    self.catch_up(&question.channel, key, read, clients, now);
+                }
+            }
             Reader::Operator(query) => self.operator_reads.push((query, outcome)),
             Reader::Client(key, id) => {
                 let Some(session) = clients.session(key) else {

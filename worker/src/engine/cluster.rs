@@ -176,6 +176,8 @@ impl Engine {
             links: u32::try_from(self.core.router.links_up()).unwrap_or(u32::MAX),
             slow_clients_closed: stats.slow_clients_closed,
             dropped: stats.dropped,
+            resumed: stats.resumed,
+            holes_told: stats.holes_told,
         };
         Heartbeat {
             stats: Some(heartbeat::Stats::Worker(stats)),

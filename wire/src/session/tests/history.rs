@@ -198,3 +198,62 @@ fn a_client_with_four_reads_under_way_is_not_read_until_one_is_answered() {
     let reads: Vec<_> = client.session.pending_reads().map(reading).collect();
     assert_eq!(reads.len(), 3);
 }
+
+#[test]
+fn a_subscriber_that_wants_positions_says_the_last_it_has_and_is_told_where_it_goes_on() {
+    let mut client = Client::open();
+    let subscribe =
+        |members: &str| format!(r##"{{"event":"#subscribe","data":{{{members}}},"cid":7}}"##);
+    let said = client.say(&subscribe(r#""channel":"a","since":null"#));
+    assert_eq!(said, ["follow a since nothing"]);
+    assert!(client.session.follows("a"));
+    let position = Position {
+        generation: 0xc0_ffee,
+        offset: 9,
+    };
+    let ((), said) = client.with(|session, cx| session.confirm_at("a", position, true, cx));
+    let expected =
+        r#"{"rid":7,"data":{"generation":"0000000000c0ffee","offset":9,"recovered":true}}"#;
+    assert_eq!(said, [expected]);
+    let said = client.say(&subscribe(&format!(r#""channel":"b","since":{AT}"#)));
+    assert_eq!(said, ["follow b since 00c0ffee00c0ffee:17"]);
+    let mut client = Client::open();
+    let said = client.say(&subscribe(r#""channel":"c","since":3"#));
+    assert!(
+        said[0].contains("Subscribe since was malformatted"),
+        "{said:?}"
+    );
+    assert!(!client.session.follows("c"));
+    client.say(&subscribe(r#""channel":"d","data":{"since":null}"#));
+    assert!(
+        !client.session.follows("d"),
+        "what an application passes means nothing"
+    );
+}
+
+#[test]
+fn publications_and_holes_with_positions_look_like_this() {
+    let position = Position {
+        generation: 1,
+        offset: 2,
+    };
+    for (frame, expected) in [
+        (
+            answer::publication_at("a\"", 5, Some(b"[1]")),
+            r##"{"event":"#publish","data":{"channel":"a\"","data":[1],"offset":5}}"##,
+        ),
+        (
+            answer::publication_at("a", 5, None),
+            r##"{"event":"#publish","data":{"channel":"a","offset":5}}"##,
+        ),
+        (
+            answer::hole("a", position),
+            concat!(
+                r##"{"event":"#position","data":{"channel":"a","##,
+                r#""generation":"0000000000000001","offset":2,"recovered":false}}"#
+            ),
+        ),
+    ] {
+        assert_eq!(payload(&frame), expected);
+    }
+}

@@ -34,7 +34,7 @@ use tracing::{error, info, warn};
 
 pub use self::home::HomeError;
 use self::{
-    format::{ChannelId, Header, Opened, Publication, Record, encode},
+    format::{ChannelId, Copied, Header, Opened, Publication, Record, encode},
     storage::Storage,
 };
 pub(crate) use self::{
@@ -53,6 +53,9 @@ const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 const IDLE_SEGMENT_BYTES: u64 = 64 << 10;
 /// Of a shard's room, the part that is one segment.
 const SEGMENT_PART: u64 = 8;
+/// Of a shard's room, the part that its histories have when room is short: they
+/// are in up to three checkpoints' worth of segments, and tails need room, too.
+const HISTORIES_PART: u64 = 4;
 /// Room of the staging buffer that is kept.
 const BUFFER_BYTES_KEPT: usize = 256 << 10;
 
@@ -135,6 +138,16 @@ impl Budget {
         u128::from(used) * SHARDS as u128 <= u128::from(self.max) * u128::from(open)
     }
 
+    /// What one shard's histories may need once most of the room is taken;
+    /// `None` while there is plenty.
+    fn histories_max(&self) -> Option<u64> {
+        let used = self.used.load(Ordering::Relaxed);
+        let open = self.open.load(Ordering::Relaxed);
+        let most = u128::from(self.max) * u128::from(open) / 4 * 3;
+        let is_short = u128::from(used) * SHARDS as u128 > most;
+        is_short.then_some(self.max / SHARDS as u64 / HISTORIES_PART)
+    }
+
     fn add(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -193,6 +206,9 @@ struct Segment {
     bytes: u64,
     /// The shard's publications up to the end of this segment.
     publications: u64,
+    /// Of the shard's first so many publications, its checkpoint has whatever
+    /// histories kept of them.
+    carried: u64,
 }
 
 /// Whether the journal takes what it is given.
@@ -419,11 +435,17 @@ impl Journal {
         self.health = Health::Unsynced;
     }
 
-    /// Goes on in a new segment when the present one is large enough, and lets
-    /// go of segments of which nothing is retained. Nothing may be staged.
+    /// What the shard's histories may need, if room is short.
+    pub(crate) fn histories_max(&self) -> Option<u64> {
+        self.options.budget.histories_max()
+    }
+
+    /// Goes on in a new segment when the present one is large enough, or when
+    /// histories `were_cut`, and lets go of segments that are needed for nothing.
+    /// Nothing may be staged.
     ///
     /// `unapplied` publications are written and not in the log.
-    pub(crate) fn tidy(&mut self, log: &Log, unapplied: usize) {
+    pub(crate) fn tidy(&mut self, log: &Log, unapplied: usize, were_cut: bool) {
         debug_assert!(!self.has_staged(), "what is staged is bound to its segment");
         if self.is_broken() {
             return;
@@ -431,13 +453,19 @@ impl Journal {
         let sizes = &self.options.sizes;
         let appended = self.present().bytes - self.checkpoint_bytes;
         let is_large = appended >= self.checkpoint_bytes.max(sizes.segment_bytes);
-        let is_idle = appended > sizes.idle_bytes && unapplied == 0 && log.retained() == 0;
-        if is_large || is_idle {
-            self.rotate(log);
+        let is_idle = appended > sizes.idle_bytes && unapplied == 0 && log.in_tails() == 0;
+        if is_large || is_idle || were_cut {
+            self.rotate(log, unapplied);
         }
-        let kept = (log.retained() + unapplied) as u64;
-        let oldest_kept = self.present().publications.saturating_sub(kept);
-        while self.segments.len() > 1 && self.segments[0].publications <= oldest_kept {
+        // What is in tails are the shard's last publications. What is kept of
+        // earlier ones, histories, the present checkpoint has.
+        let present = self.present();
+        let in_tails = (log.in_tails() + unapplied) as u64;
+        let mut unneeded = present.publications.saturating_sub(in_tails);
+        if !log.histories().is_empty() {
+            unneeded = unneeded.min(present.carried);
+        }
+        while self.segments.len() > 1 && self.segments[0].publications <= unneeded {
             if let Some(segment) = self.segments.pop_front() {
                 self.options.budget.remove(segment.bytes);
                 self.outdated.push(segment.sequence);
@@ -459,7 +487,7 @@ impl Journal {
         }
     }
 
-    fn rotate(&mut self, log: &Log) {
+    fn rotate(&mut self, log: &Log, unapplied: usize) {
         let present = self.present();
         let (sequence, publications) = (present.sequence + 1, present.publications);
         let content = checkpoint(self.shard, sequence, &self.opened, log);
@@ -477,6 +505,7 @@ impl Journal {
             sequence,
             bytes,
             publications,
+            carried: publications.saturating_sub(unapplied as u64),
         });
         self.checkpoint_bytes = bytes;
         self.is_stuck = false;
@@ -547,8 +576,8 @@ pub(crate) struct StagedPublication<'a> {
     pub(crate) data: Option<&'a [u8]>,
 }
 
-/// A new segment's content: all that earlier ones are needed for, but the
-/// retained publications.
+/// A new segment's content: all that earlier ones are needed for, but what is
+/// in tails only.
 fn checkpoint(shard: ShardId, sequence: u64, opened: &Opened, log: &Log) -> Vec<u8> {
     let header = Header {
         shard,
@@ -577,6 +606,16 @@ fn checkpoint(shard: ShardId, sequence: u64, opened: &Opened, log: &Log) -> Vec<
             offset: position.offset,
             name: log.name(key),
         });
+        if log.has_history(key) {
+            for (offset, kept) in log.range(key, 0, u64::MAX).rev() {
+                add(&Record::Copy(Copied {
+                    channel: channel_id(key),
+                    offset,
+                    at: kept.at.0,
+                    data: kept.data.as_deref(),
+                }));
+            }
+        }
     }
     add(&Record::End);
     content

@@ -1,11 +1,17 @@
 //! What a broker keeps at most, in one place.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use muster_daemon::Config;
+use muster_daemon::{
+    Config,
+    config::{History, Namespace, Namespaces},
+};
 
 /// Producers remembered per shard and key window; a new producer beyond it is
 /// refused as `LOG_FULL`. Far above what a shard's clients need, so that only a
@@ -18,8 +24,10 @@ const CHANNEL_IDLE: Duration = Duration::from_secs(60);
 /// Limits of one shard.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// How long a publication is retained, room permitting.
+    /// How long every publication is retained, room permitting.
     pub(crate) tail_age: Duration,
+    /// What is retained for longer.
+    pub(crate) histories: Histories,
     /// Bytes retained per shard.
     pub(crate) tail_bytes_max: usize,
     pub(crate) key_window: Duration,
@@ -33,6 +41,7 @@ impl Limits {
     pub(crate) fn for_tests() -> Self {
         Self {
             tail_age: Duration::from_secs(30),
+            histories: Histories::default(),
             tail_bytes_max: 1 << 20,
             key_window: Duration::from_secs(60),
             producers_max: 100,
@@ -43,11 +52,55 @@ impl Limits {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             tail_age: config.broker.tail_age,
+            histories: Histories::new(config.namespace.clone()),
             tail_bytes_max: config.broker.tail_bytes_max.as_usize(),
             key_window: config.broker.key_window,
             producers_max: PRODUCERS_PER_SHARD_MAX,
             channel_idle: CHANNEL_IDLE,
         }
+    }
+}
+
+/// What channels keep beyond their tails, by their names.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Histories(Arc<Namespaces>);
+
+/// What is kept of one channel: all of these hold, but for what is in its tail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Publications.
+    pub(crate) count: usize,
+    /// Bytes of their data.
+    pub(crate) bytes: usize,
+    /// `None`: as old as they may be.
+    pub(crate) age: Option<Duration>,
+}
+
+impl Histories {
+    pub(crate) fn new(namespaces: Vec<Namespace>) -> Self {
+        Self(Arc::new(Namespaces::new(namespaces)))
+    }
+
+    /// Keeps so much of the channels whose names begin so.
+    #[cfg(test)]
+    pub(crate) fn for_tests(histories: &[(&str, History)]) -> Self {
+        let namespaces = histories.iter().map(|(prefix, history)| Namespace {
+            prefix: (*prefix).into(),
+            history: Some(*history),
+            ..Namespace::default()
+        });
+        Self::new(namespaces.collect())
+    }
+
+    /// Of the channel of this name; `None` if it keeps nothing but its tail.
+    pub(crate) fn of(&self, channel: &[u8]) -> Option<Bounds> {
+        let History { count, bytes, age } = self.0.of(channel)?.history?;
+        let all = usize::MAX;
+        Some(Bounds {
+            count: count.map_or(all, |count| usize::try_from(count).unwrap_or(all)),
+            bytes: bytes.map_or(all, |bytes| bytes.as_usize()),
+            age,
+        })
     }
 }
 

@@ -2,6 +2,14 @@
 //!
 //! This log lives in memory. What has to survive its process is in the journal
 //! before it is here: between [`Log::assign`] and [`Log::append`].
+//!
+//! A channel keeps its *tail*, which is what is young, and, if its namespace
+//! says so, a *history*: what has left the tail and is within bounds. Without
+//! room for all of it histories go first, the oldest of the shard's before
+//! others, so that they never shorten a tail.
+
+mod channel;
+mod history;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,11 +21,13 @@ use muster_proto::link::Position;
 use muster_wire::Millis;
 use slab::Slab;
 
+use self::channel::Channel;
+pub(crate) use self::{
+    channel::{Kept, Moment},
+    history::Histories,
+};
 use crate::{keys::Keys, limits::Limits, room::give_back_room};
 
-/// Counted for each retained publication beside its data: what the two queues,
-/// the reference count and the allocator need.
-const RETAINED_OVERHEAD_BYTES: usize = 112;
 /// Channels looked at per [`Log::forget_idle`], at least.
 const SWEEP_CHANNELS_MIN: usize = 64;
 /// … and the part of all channels that is looked at, if that is more.
@@ -29,9 +39,12 @@ pub(crate) struct Log {
     limits: Limits,
     names: HashMap<Bytes, ChannelKey>,
     channels: Slab<Channel>,
-    /// Every retained publication of the shard, oldest first. Each channel's
-    /// part of it is in the same order as the channel's own tail.
-    retained: VecDeque<Retained>,
+    /// The publications in the tails of all channels, oldest first. Each
+    /// channel's part of it is in the same order as the channel's own.
+    tails: VecDeque<InTail>,
+    /// What is kept beyond the tails.
+    histories: Histories,
+    /// Bytes kept, in tails and histories.
     retained_bytes: usize,
     keys: Keys,
     /// Where the next search for idle channels begins.
@@ -43,23 +56,9 @@ pub(crate) struct Log {
 pub(crate) struct ChannelKey(usize);
 
 #[derive(Debug)]
-struct Channel {
-    name: Bytes,
-    generation: u64,
-    last_offset: u64,
-    /// Offsets after `last_offset` that are given to publications on their way
-    /// into the journal.
-    assigned: u64,
-    /// The data of the last publications, up to `last_offset`.
-    tail: VecDeque<Option<Bytes>>,
-    used_at: Millis,
-}
-
-#[derive(Debug)]
-struct Retained {
-    at: Millis,
+struct InTail {
+    at: Moment,
     channel: ChannelKey,
-    bytes: usize,
 }
 
 impl ChannelKey {
@@ -79,7 +78,8 @@ impl Log {
             limits,
             names: HashMap::new(),
             channels: Slab::new(),
-            retained: VecDeque::new(),
+            tails: VecDeque::new(),
+            histories: Histories::default(),
             retained_bytes: 0,
             sweep_from: 0,
         }
@@ -93,14 +93,9 @@ impl Log {
     pub(crate) fn begin(&mut self, now: Millis, name: &[u8], generation: u64) -> ChannelKey {
         debug_assert!(self.find(name).is_none(), "a live channel keeps its log");
         let name = Bytes::copy_from_slice(name);
-        let key = ChannelKey(self.channels.insert(Channel {
-            name: name.clone(),
-            generation,
-            last_offset: 0,
-            assigned: 0,
-            tail: VecDeque::new(),
-            used_at: now,
-        }));
+        let bounds = self.limits.histories.of(&name);
+        let channel = Channel::new(now, name.clone(), generation, bounds);
+        let key = ChannelKey(self.channels.insert(channel));
         self.names.insert(name, key);
         key
     }
@@ -122,23 +117,18 @@ impl Log {
     /// Nobody may be told of a publication before this has returned.
     pub(crate) fn append(
         &mut self,
-        at: Millis,
+        at: Moment,
         now: Millis,
         key: ChannelKey,
         data: Option<Bytes>,
     ) -> u64 {
-        let bytes = data.as_ref().map_or(0, Bytes::len) + RETAINED_OVERHEAD_BYTES;
         let channel = &mut self.channels[key.0];
         channel.assigned -= 1;
         channel.last_offset += 1;
-        channel.tail.push_back(data);
         let offset = channel.last_offset;
-        self.retained.push_back(Retained {
-            at,
-            channel: key,
-            bytes,
-        });
-        self.retained_bytes += bytes;
+        self.retained_bytes += channel.push(Kept { at, data });
+        self.tails.push_back(InTail { at, channel: key });
+        self.bound_history(key);
         self.trim(now);
         offset
     }
@@ -158,11 +148,12 @@ impl Log {
 
     /// Forgets a channel with what is retained of it.
     pub(crate) fn forget(&mut self, key: ChannelKey) {
+        self.histories.remove(key, &self.channels[key.0]);
         let channel = self.channels.remove(key.0);
         self.names.remove(&channel.name);
-        if !channel.tail.is_empty() {
-            self.retained.retain(|retained| retained.channel != key);
-            self.retained_bytes = self.retained.iter().map(|retained| retained.bytes).sum();
+        self.retained_bytes -= channel.bytes();
+        if channel.in_tail() > 0 {
+            self.tails.retain(|retained| retained.channel != key);
         }
     }
 
@@ -224,11 +215,24 @@ impl Log {
         key: ChannelKey,
         offset: u64,
     ) -> impl Iterator<Item = (u64, &Option<Bytes>)> {
-        let channel = &self.channels[key.0];
-        let start = channel.tail_start();
-        let skip = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
-        let skip = skip.min(channel.tail.len());
-        (start + 1 + skip as u64..).zip(channel.tail.range(skip..))
+        let range = self.range(key, offset, u64::MAX);
+        range.map(|(offset, kept)| (offset, &kept.data))
+    }
+
+    /// The retained publications after `after` and before `before` with their
+    /// offsets.
+    pub(crate) fn range(
+        &self,
+        key: ChannelKey,
+        after: u64,
+        before: u64,
+    ) -> impl DoubleEndedIterator<Item = (u64, &Kept)> {
+        self.channels[key.0].range(after, before)
+    }
+
+    /// Whether the channel keeps a history.
+    pub(crate) fn has_history(&self, key: ChannelKey) -> bool {
+        self.channels[key.0].history.is_some()
     }
 
     /// Bytes retained, with what each publication needs beside its data.
@@ -236,9 +240,13 @@ impl Log {
         self.retained_bytes
     }
 
-    /// Publications retained.
-    pub(crate) fn retained(&self) -> usize {
-        self.retained.len()
+    /// Publications in the tails: the last ones of the shard.
+    pub(crate) fn in_tails(&self) -> usize {
+        self.tails.len()
+    }
+
+    pub(crate) fn histories(&self) -> &Histories {
+        &self.histories
     }
 
     pub(crate) fn channels(&self) -> usize {
@@ -255,21 +263,25 @@ impl Log {
         self.channels[key.0].used_at = now;
     }
 
-    /// Lets go of publications and keys that are old enough.
+    /// Lets go of publications and keys that are old enough, and of those for
+    /// which there is no room.
     pub(crate) fn trim(&mut self, now: Millis) {
         self.keys.forget_old(now);
-        while let Some(oldest) = self.retained.front() {
-            let old = now.since(oldest.at) > self.limits.tail_age;
-            if !old && self.retained_bytes <= self.limits.tail_bytes_max {
+        while let Some(oldest) = self.tails.front() {
+            if oldest.at.age(now) <= self.limits.tail_age {
                 break;
             }
-            self.retained_bytes -= oldest.bytes;
-            let tail = &mut self.channels[oldest.channel.0].tail;
-            tail.pop_front();
-            give_back_room(tail);
-            self.retained.pop_front();
+            self.end_tail();
         }
-        give_back_room(&mut self.retained);
+        while let Some(key) = self.histories.expired(now) {
+            self.drop_oldest(key);
+        }
+        while self.retained_bytes > self.limits.tail_bytes_max {
+            if !self.cut_oldest() {
+                break;
+            }
+        }
+        give_back_room(&mut self.tails);
     }
 
     /// Forgets some of the channels that are idle and that `is_free` says
@@ -286,7 +298,7 @@ impl Log {
         for step in 0..looks {
             let key = ChannelKey((self.sweep_from + step) % places);
             let idle = self.channels.get(key.0).is_some_and(|channel| {
-                let is_free = channel.tail.is_empty() && channel.assigned == 0;
+                let is_free = channel.is_empty() && channel.assigned == 0;
                 is_free && now.since(channel.used_at) > self.limits.channel_idle
             });
             if idle && is_free(key) {
@@ -299,9 +311,5 @@ impl Log {
     }
 }
 
-impl Channel {
-    /// The offset just before the first retained publication.
-    fn tail_start(&self) -> u64 {
-        self.last_offset - self.tail.len() as u64
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,9 @@ pub(crate) struct LinkService {
     links: Arc<Links>,
     /// Longest data of one publication, in bytes.
     data_bytes_max: usize,
+    /// When the monotonic clock was 0; read once, so that a publication's time
+    /// does not change.
+    boot_unix_ms: i64,
     tasks: TaskTracker,
 }
 
@@ -77,6 +80,7 @@ impl LinkService {
             table,
             links,
             data_bytes_max,
+            boot_unix_ms: clock::boot_unix_millis(),
             tasks: TaskTracker::new(),
         }
     }
@@ -166,7 +170,7 @@ impl LinkRpc for LinkService {
         let request = request.into_inner();
         check_channel(&request.channel)
             .map_err(|error| Status::invalid_argument(format!("channel: {error}")))?;
-        match self.table.read(&request) {
+        match self.table.read(&request, self.boot_unix_ms) {
             Ok(response) => Ok(Response::new(response)),
             Err(NotOpen(shard)) => Err(Status::failed_precondition(format!(
                 "shard {shard} is not open here"

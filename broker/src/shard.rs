@@ -1,5 +1,6 @@
 //! One open shard: its epoch, its log, and who subscribes to its channels.
 
+mod read;
 mod staged;
 
 use std::{collections::VecDeque, io, sync::Arc};
@@ -7,7 +8,7 @@ use std::{collections::VecDeque, io, sync::Arc};
 use bytes::Bytes;
 use muster_proto::{
     ShardId,
-    link::{Position, Publish, ReadRequest, ReadResponse, RefusalReason, Relay, Subscribe},
+    link::{Publish, RefusalReason, Subscribe},
 };
 use muster_wire::Millis;
 use rand::Rng;
@@ -18,7 +19,7 @@ use crate::{
     keys::{KeysFull, Known},
     limits::{ChannelCount, Limits},
     link::{Link, Offer},
-    log::{ChannelKey, Log},
+    log::{ChannelKey, Histories, Log},
     room::give_back_room,
     turn::{Joined, Turn},
 };
@@ -26,10 +27,6 @@ use crate::{
 /// Bytes that a link which is behind takes of one channel before the next
 /// channel has its turn.
 const RESUME_BYTES: usize = 16 << 10;
-/// Bytes of data in one answer to a range read.
-const READ_BYTES_MAX: usize = 1 << 20;
-/// Publications in one answer to a range read; they need room beside their data.
-const READ_PUBLICATIONS_MAX: usize = 1024;
 
 /// A shard that this broker has open.
 ///
@@ -254,7 +251,9 @@ impl Shard {
             };
             if let Some(body) = staged.body {
                 let data = body.data.clone();
-                let offset = self.log.append(body.at, turn.now, body.key, body.data);
+                let offset = self
+                    .log
+                    .append(body.at.into(), turn.now, body.key, body.data);
                 turn.publications += 1;
                 turn.note_joined(|| self.joined(body.key, data.clone()));
                 self.relay(turn, body.key, offset, &data);
@@ -387,7 +386,11 @@ impl Shard {
         if let Some(journal) = &mut self.journal
             && !journal.has_staged()
         {
-            journal.tidy(&self.log, self.staged.len());
+            let were_cut = journal.histories_max().is_some_and(|bytes_max| {
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+                self.log.cut_histories(bytes_max)
+            });
+            journal.tidy(&self.log, self.staged.len(), were_cut);
         }
     }
 
@@ -480,49 +483,6 @@ impl Shard {
         }
     }
 
-    /// A range of what is retained of a channel.
-    pub(crate) fn read(&self, request: &ReadRequest) -> ReadResponse {
-        let Some(key) = self.log.find(&request.channel) else {
-            return ReadResponse::default();
-        };
-        let head = self.log.head(key);
-        let start = self.log.tail_start(key);
-        let after = request.after.unwrap_or(Position {
-            generation: start.generation,
-            offset: 0,
-        });
-        let to_offset = match request.to_offset {
-            0 => head.offset,
-            offset => offset,
-        };
-        let mut room = usize::try_from(request.bytes_max).unwrap_or(READ_BYTES_MAX);
-        if room == 0 || room > READ_BYTES_MAX {
-            room = READ_BYTES_MAX;
-        }
-        let mut publications = Vec::new();
-        // Offsets of another generation say nothing about this one's.
-        if after.generation == head.generation {
-            for (offset, data) in self.log.after(key, after.offset) {
-                let bytes = data.as_ref().map_or(0, Bytes::len);
-                let full = bytes > room || publications.len() == READ_PUBLICATIONS_MAX;
-                if offset > to_offset || (full && !publications.is_empty()) {
-                    break;
-                }
-                room = room.saturating_sub(bytes);
-                publications.push(Relay {
-                    channel: self.log.name(key).clone(),
-                    offset,
-                    data: data.clone(),
-                });
-            }
-        }
-        ReadResponse {
-            head: Some(head),
-            complete: self.log.reaches_back_to(key, after),
-            publications,
-        }
-    }
-
     /// The housekeeping of a quiet moment, due about once a second: lets go of
     /// what is old and of idle channels.
     pub(crate) fn sweep(&mut self, now: Millis) {
@@ -551,6 +511,11 @@ impl Shard {
 
     pub(crate) fn retained_bytes(&self) -> usize {
         self.log.retained_bytes()
+    }
+
+    /// What is kept beyond the tails.
+    pub(crate) fn histories(&self) -> &Histories {
+        self.log.histories()
     }
 
     /// The channel's key; `None` if it is new and there are too many.

@@ -29,7 +29,7 @@ use crate::{
         self, Budget, Clock, Options, RecoveryError, Sizes,
         memory::{Faults, Memory, MemoryDisk},
     },
-    limits::Limits,
+    limits::{Histories, Limits},
     link::{Gate, Link, LinkEnd, Step},
     links::Links,
     table::{Source, Table},
@@ -224,6 +224,7 @@ impl SimBroker {
         };
         let limits = Limits {
             tail_age: options.tail_age,
+            histories: Histories::default(),
             tail_bytes_max: options.tail_bytes_max,
             key_window: options.key_window,
             producers_max: 1 << 16,

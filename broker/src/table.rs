@@ -47,6 +47,8 @@ pub(crate) struct Table {
     channel_count: Arc<ChannelCount>,
     publications: AtomicU64,
     relayed: AtomicU64,
+    /// By shards that were open here.
+    history_cut: AtomicU64,
 }
 
 /// What a shard is opened from.
@@ -111,6 +113,7 @@ impl Table {
             channel_count: Arc::new(ChannelCount::new(channels_max)),
             publications: AtomicU64::new(0),
             relayed: AtomicU64::new(0),
+            history_cut: AtomicU64::new(0),
         }
     }
 
@@ -138,6 +141,8 @@ impl Table {
                 continue;
             }
             if let Some((_, open)) = self.shards.remove(&shard) {
+                self.history_cut
+                    .fetch_add(open.histories().cut(), Ordering::Relaxed);
                 open.close(&mut turn);
                 applied.closed += 1;
             }
@@ -321,8 +326,15 @@ impl Table {
         let _not_open = self.with(id, |shard| shard.resume(turn, link, channel));
     }
 
-    pub(crate) fn read(&self, request: &ReadRequest) -> Result<ReadResponse, NotOpen> {
-        self.with(shard_of(&request.channel), |shard| shard.read(request))
+    /// A range of what is kept of a channel; see [`Shard::read`].
+    pub(crate) fn read(
+        &self,
+        request: &ReadRequest,
+        boot_unix_ms: i64,
+    ) -> Result<ReadResponse, NotOpen> {
+        self.with(shard_of(&request.channel), |shard| {
+            shard.read(request, boot_unix_ms)
+        })
     }
 
     /// All that is retained in an open shard.
@@ -352,12 +364,16 @@ impl Table {
     /// Totals for the heartbeat, all but the links.
     pub(crate) fn stats(&self) -> BrokerStats {
         let mut shards = 0;
-        let mut tail_bytes = 0;
+        let (mut tail_bytes, mut history_bytes, mut history_cut) = (0, 0, 0);
         for id in ShardId::all() {
-            if let Ok(bytes) = self.with(id, |shard| shard.retained_bytes()) {
-                shards += 1;
-                tail_bytes += bytes as u64;
-            }
+            let counted = self.with(id, |shard| {
+                let histories = shard.histories();
+                let beyond = histories.bytes();
+                tail_bytes += (shard.retained_bytes() - beyond) as u64;
+                history_bytes += beyond as u64;
+                history_cut += histories.cut();
+            });
+            shards += u32::from(counted.is_ok());
         }
         BrokerStats {
             shards,
@@ -366,6 +382,8 @@ impl Table {
             publications: self.publications.load(Ordering::Relaxed),
             relayed: self.relayed.load(Ordering::Relaxed),
             tail_bytes,
+            history_bytes,
+            history_cut: history_cut + self.history_cut.load(Ordering::Relaxed),
         }
     }
 

@@ -71,9 +71,11 @@ impl Client {
     /// # Errors
     /// When the name is too long, the server refuses, or the client ends.
     pub async fn subscribe(&self, channel: &str) -> Result<Subscription, Error> {
-        let mut subscription = self
-            .subscribe_pending(channel, SubscribeOptions::default())
-            .await?;
+        let options = SubscribeOptions {
+            resume: true,
+            ..SubscribeOptions::default()
+        };
+        let mut subscription = self.subscribe_pending(channel, options).await?;
         subscription.acknowledged().await?;
         Ok(subscription)
     }

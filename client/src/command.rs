@@ -54,7 +54,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     pub(crate) id: u64,
-    pub(crate) feeder: Feeder<Publication, SubscriptionError>,
+    pub(crate) feeder: Feeder<Result<Publication, SubscriptionError>, SubscriptionError>,
     /// Taken once the server has answered.
     pub(crate) acknowledgement: Option<Reply<()>>,
 }

@@ -265,7 +265,24 @@ impl Driver {
                     answer(reply, result.map(Payload::new).map_err(Error::from));
                 }
             }
-            wire::Event::Publication { channel, data } => self.deliver(&channel, data),
+            wire::Event::Publication {
+                channel,
+                data,
+                offset,
+            } => {
+                let publication = Publication {
+                    channel,
+                    data: Payload::new(data),
+                    offset,
+                };
+                self.deliver(publication);
+            }
+            wire::Event::Missed { channel } => {
+                let channel = self.channels.get_mut(&channel);
+                for subscriber in channel.into_iter().flat_map(|one| &mut one.subscribers) {
+                    offer(subscriber, Err(SubscriptionError::Missed));
+                }
+            }
             wire::Event::Subscribed { channel } => {
                 if let Some(channel) = self.channels.get_mut(&channel) {
                     channel.is_acknowledged = true;
@@ -343,6 +360,7 @@ impl Driver {
             wire::Event::AuthenticationFailed(error) => Event::AuthenticationFailed(error),
             wire::Event::Answered { .. }
             | wire::Event::Subscribed { .. }
+            | wire::Event::Missed { .. }
             | wire::Event::SubscribeFailed { .. }
             | wire::Event::KickedOut { .. }
             | wire::Event::Publication { .. } => return,
@@ -395,22 +413,18 @@ impl Driver {
         }
     }
 
-    fn deliver(&mut self, name: &ChannelName, data: Option<Box<serde_json::value::RawValue>>) {
-        let Some(channel) = self.channels.get_mut(name) else {
+    fn deliver(&mut self, publication: Publication) {
+        let Some(channel) = self.channels.get_mut(&publication.channel) else {
             return;
         };
         let Some((last, others)) = channel.subscribers.split_last_mut() else {
             return;
         };
-        let publication = Publication {
-            channel: name.clone(),
-            data: Payload::new(data),
-        };
         for subscriber in others {
-            offer(subscriber, publication.clone());
+            offer(subscriber, Ok(publication.clone()));
         }
         // Nearly always there is one, and nothing is copied.
-        offer(last, publication);
+        offer(last, Ok(publication));
     }
 
     fn tell(&mut self, event: &Event) {
@@ -431,8 +445,8 @@ impl Driver {
     }
 }
 
-fn offer(subscriber: &mut Subscriber, publication: Publication) {
-    match subscriber.feeder.offer(publication) {
+fn offer(subscriber: &mut Subscriber, item: Result<Publication, SubscriptionError>) {
+    match subscriber.feeder.offer(item) {
         // A full queue tells its consumer; a dropped one is released by its drop.
         Offer::Accepted | Offer::Full | Offer::Gone => {}
     }

@@ -23,17 +23,23 @@ pub struct Publication {
     pub channel: ChannelName,
     /// What.
     pub data: Payload,
+    /// Its place in the channel: rises by one from publication to publication;
+    /// absent where the server knows no positions.
+    pub offset: Option<u64>,
 }
 
 /// The publications of a channel, from when the server has acknowledged the
 /// subscription; a stream.
 ///
-/// It lives over all connections of the client. Dropping it unsubscribes, unless
+/// It lives over all connections of the client, and on a Muster server goes on
+/// after each where the last one ended, without a hole and without a repeat;
+/// where that is impossible, [`SubscriptionError::Missed`] stands in the hole's
+/// place. Dropping it unsubscribes, unless
 /// the client has another subscription to the same channel.
 #[derive(Debug)]
 pub struct Subscription {
     // Before `release`: the task must never see a release and a living feed.
-    pub(crate) feed: Feed<Publication, SubscriptionError>,
+    pub(crate) feed: Feed<Result<Publication, SubscriptionError>, SubscriptionError>,
     /// Resolves when the server has answered; taken once it was awaited.
     pub(crate) acknowledgement: Option<oneshot::Receiver<Result<(), Error>>>,
     pub(crate) release: Release,
@@ -50,6 +56,10 @@ pub enum SubscriptionError {
         /// How many.
         missed: u64,
     },
+    /// Publications before this are missing and will not come: the client was away
+    /// for longer than they are kept, or the channel's log was lost. It goes on.
+    #[error("publications are missing that are not kept any more")]
+    Missed,
     /// The server refused the subscription; the last item.
     #[error("the server refused the subscription")]
     Refused(#[source] ServerError),
@@ -99,7 +109,7 @@ impl Stream for Subscription {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Poll::Ready(ready!(self.feed.poll_next(cx)).map(|next| match next {
-            Next::Item(publication) => Ok(publication),
+            Next::Item(item) => item,
             Next::Missed(missed) => Err(SubscriptionError::Lagged { missed }),
             Next::End(error) => Err(error),
         }))

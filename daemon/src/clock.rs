@@ -32,6 +32,14 @@ pub fn unix_millis() -> u64 {
         })
 }
 
+/// When the monotonic clock was 0, in milliseconds since 1970. It jumps with the
+/// wall clock.
+#[must_use]
+pub fn boot_unix_millis() -> i64 {
+    let signed = |millis| i64::try_from(millis).unwrap_or(i64::MAX);
+    signed(unix_millis()).saturating_sub(signed(now().0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

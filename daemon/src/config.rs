@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     load::{ConfigError, Loaded, Override, Source, load},
-    namespace::{Namespace, Right, SlowClient},
+    namespace::{History, Namespace, Namespaces, Right, SlowClient},
     print::{commented_defaults, effective, json},
 };
 use crate::ByteSize;
@@ -158,6 +158,9 @@ sections! {
         /// Subscriptions have a share of their own, of the same rate and a burst of at
         /// least channels_per_connection_max.
         messages_per_second: Rate = Rate { rate: 5000, burst: 10_000 },
+        /// Publications that a client may ask for at once when it reads a channel's
+        /// history, at most 1000.
+        history_publications_max: u32 = 1000,
     }
 
     /// Between a worker and a broker.
@@ -190,7 +193,8 @@ sections! {
         /// How long each channel's publications are kept for re-synchronising.
         #[serde(with = "duration")]
         tail_age: Duration = Duration::from_secs(30),
-        /// Bytes of publications kept per shard; the oldest go first.
+        /// Bytes of publications kept per shard, for re-synchronising and as histories;
+        /// the oldest go first.
         tail_bytes_max: ByteSize = ByteSize::mib(4),
         /// Channels one broker may have.
         channels_max: u64 = 1_000_000,

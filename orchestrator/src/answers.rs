@@ -1,11 +1,14 @@
 //! What the verbs say, for people and as JSON. The names in the JSON are part of
 //! the interface: docs/src/reference/operator.md.
 
+mod history;
+
 use std::path::Path;
 
 use muster_proto::control::{self as pb, client_command::Action};
 use serde::Serialize;
 
+pub(crate) use self::history::history;
 use crate::table::{aligned, uptime};
 
 /// An error, for programs: one line.

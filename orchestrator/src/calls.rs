@@ -29,7 +29,7 @@ pub(crate) enum NotAsked {
 }
 
 /// What came of a query.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Gathered {
     pub(crate) answers: Gather,
     /// Were asked and did not answer.

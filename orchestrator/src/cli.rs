@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use muster_daemon::{NodeArgs, config::Override};
 use muster_proto::control as pb;
-use muster_wire::ChannelName;
+use muster_wire::{ChannelName, Position};
 
 use crate::control::LIST_LIMIT_MAX;
 
@@ -126,6 +126,16 @@ pub(crate) enum Verb {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show what a channel keeps: its history, or its last seconds.
+    History {
+        /// The channel.
+        #[arg(allow_hyphen_values = true, value_parser = channel_name)]
+        channel: String,
+        #[command(flatten)]
+        which: HistoryArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// List the connections of clients, the oldest first.
     Connections {
         #[command(flatten)]
@@ -219,6 +229,39 @@ impl ChannelsArgs {
     }
 }
 
+/// Which publications.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct HistoryArgs {
+    /// Only what came after this position.
+    #[arg(long, value_name = "GENERATION:OFFSET")]
+    since: Option<Position>,
+    /// Only what came before the publication at this position.
+    #[arg(long, value_name = "GENERATION:OFFSET")]
+    before: Option<Position>,
+    /// At most so many.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+    /// The newest first instead of the oldest.
+    #[arg(long)]
+    pub(crate) newest: bool,
+}
+
+impl HistoryArgs {
+    pub(crate) fn request(self, channel: &str) -> pb::HistoryRequest {
+        let position = |position: Position| pb::HistoryPosition {
+            generation: position.generation,
+            offset: position.offset,
+        };
+        pb::HistoryRequest {
+            channel: channel.into(),
+            since: self.since.map(position),
+            before: self.before.map(position),
+            limit: self.limit,
+            newest_first: self.newest,
+        }
+    }
+}
+
 /// Which connections.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ConnectionsArgs {
@@ -258,6 +301,7 @@ impl Verb {
             | Self::Disconnect { output, .. }
             | Self::Publish { output, .. }
             | Self::Channels { output, .. }
+            | Self::History { output, .. }
             | Self::Connections { output, .. }
             | Self::LogFilter { output, .. }
             | Self::Token(TokenVerb::Set { output, .. } | TokenVerb::Remove { output, .. }) => {
@@ -489,6 +533,11 @@ mod tests {
             "orchestrator channels --limit 0",
             "orchestrator channels --limit 1001",
             "orchestrator connections --worker 0",
+            "orchestrator history",
+            "orchestrator history a --limit 1001",
+            "orchestrator history a --since 5",
+            "orchestrator history a --since c0ffee:5",
+            "orchestrator history a --before 00c0ffee00c0ffee:",
             "orchestrator connections --limit many",
             "orchestrator up --json",
             "orchestrator scale",
@@ -519,6 +568,9 @@ mod tests {
             "orchestrator publish lobby {\"a\":1}",
             "orchestrator channels --prefix -lobby: --limit 1000 --after -lobby:7",
             "orchestrator connections --worker 2 --channel -a --limit 1",
+            "orchestrator history lobby:7",
+            "orchestrator history -a --since 00c0ffee00c0ffee:0 --limit 1 --newest",
+            "orchestrator history a --before 00c0ffee00c0ffee:9",
             "orchestrator log-filter",
             "orchestrator log-filter info,muster_worker=debug",
         ] {
@@ -540,6 +592,7 @@ mod tests {
             "publish a 1",
             "channels",
             "connections",
+            "history a",
             "log-filter",
         ] {
             let cli = parse(&format!("orchestrator {verb} --json")).unwrap();

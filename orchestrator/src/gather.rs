@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_proto::control::{
-    ChannelCount, ChannelsResult, ClientResult, Connection, ConnectionsResult, PublishResult,
-    WorkerConnections, query::Request, reply::Answer,
+    ChannelCount, ChannelsResult, ClientResult, Connection, ConnectionsResult, HistoryResult,
+    PublishResult, WorkerConnections, query::Request, reply::Answer,
 };
 
 use crate::node::NodeId;
 
 /// What the nodes have answered so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Gather {
     /// Of the worker that has the connection.
     Client(Option<ClientResult>),
     Publish(Option<PublishResult>),
+    History(Option<HistoryResult>),
     Channels(Channels),
     Connections(Connections),
     /// The nodes that refused.
@@ -54,6 +55,7 @@ impl Gather {
         match request {
             Request::Client(_) => Self::Client(None),
             Request::Publish(_) => Self::Publish(None),
+            Request::History(_) => Self::History(None),
             Request::Channels(request) => Self::Channels(Channels {
                 limit: request.limit as usize,
                 counts: BTreeMap::new(),
@@ -79,6 +81,10 @@ impl Gather {
                 Taken::Decides
             }
             (Self::Publish(outcome), Some(Answer::Publish(result))) => {
+                *outcome = Some(result);
+                Taken::Decides
+            }
+            (Self::History(outcome), Some(Answer::History(result))) => {
                 *outcome = Some(result);
                 Taken::Decides
             }

@@ -149,6 +149,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }
         | Verb::Channels { .. }
+        | Verb::History { .. }
         | Verb::Connections { .. }
         | Verb::LogFilter { .. }
         | Verb::Token(_)) => tokio::runtime::Builder::new_current_thread()

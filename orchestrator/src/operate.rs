@@ -68,6 +68,10 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         Verb::Channels { which, .. } => {
             answers::channels(&operator.channels(which.request()).await?, json)
         }
+        Verb::History { channel, which, .. } => {
+            let history = operator.history(which.request(&channel)).await?;
+            answers::history(&channel, which.newest, history, json)
+        }
         Verb::Connections { which, .. } => {
             answers::connections(&operator.connections(which.request()).await?, json)
         }
@@ -126,6 +130,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::Bench(_)
         | Verb::Publish { .. }
         | Verb::Channels { .. }
+        | Verb::History { .. }
         | Verb::Connections { .. }
         | Verb::LogFilter { .. }
         | Verb::Worker(_)

@@ -163,6 +163,8 @@ enum Figures {
         links: u32,
         slow_clients_closed: u64,
         dropped: u64,
+        resumed: u64,
+        holes_told: u64,
     },
     Broker {
         shards: u32,
@@ -171,6 +173,8 @@ enum Figures {
         publications: u64,
         relayed: u64,
         tail_bytes: u64,
+        history_bytes: u64,
+        history_cut: u64,
     },
 }
 
@@ -187,6 +191,8 @@ impl From<Stats> for Figures {
                 links: stats.links,
                 slow_clients_closed: stats.slow_clients_closed,
                 dropped: stats.dropped,
+                resumed: stats.resumed,
+                holes_told: stats.holes_told,
             },
             Stats::Broker(stats) => Self::Broker {
                 shards: stats.shards,
@@ -195,6 +201,8 @@ impl From<Stats> for Figures {
                 publications: stats.publications,
                 relayed: stats.relayed,
                 tail_bytes: stats.tail_bytes,
+                history_bytes: stats.history_bytes,
+                history_cut: stats.history_cut,
             },
         }
     }

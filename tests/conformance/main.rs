@@ -12,7 +12,8 @@ use tokio::{
 
 /// The heartbeat as `HEARTBEAT` in run.mjs; the rest to be quick.
 const CONFIG: &str = "[heartbeat]\nping_interval = \"1s\"\npong_timeout = \"6s\"\n\
-                      [shutdown]\ntimeout = \"3s\"";
+                      [shutdown]\ntimeout = \"3s\"\n\
+                      [[namespace]]\nprefix = \"kept:\"\nhistory = { count = 100 }";
 
 #[tokio::test]
 async fn clients_of_version_14_work() {

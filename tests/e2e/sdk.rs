@@ -1,5 +1,7 @@
 //! Our own client against a whole cluster.
 
+use std::collections::HashMap;
+
 use futures_util::StreamExt;
 use muster_client::{Client, Error, Event, Events, Subscription, SubscriptionError};
 use muster_tests::{
@@ -8,8 +10,11 @@ use muster_tests::{
     patience,
     tokens::{seconds, sign},
 };
+use rustix::process::Signal;
 use serde_json::json as value;
 use tokio::time::timeout;
+
+use crate::{json, on_every_worker};
 
 async fn connect(cluster: &Cluster) -> Client {
     Client::builder(&cluster.url())
@@ -92,18 +97,95 @@ async fn a_client_whose_worker_is_killed_comes_back_by_itself_and_resubscribes()
     assert_eq!(next(&mut subscription).await.unwrap(), 7);
 }
 
-#[tokio::test]
-async fn an_operator_can_end_a_subscription_and_a_client() {
-    let cluster = Cluster::start(1, 1).await;
-    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
-    let mut events = client.events().await.unwrap();
-    let connected = until(&mut events, |event| {
+/// The session's id, once there is one.
+async fn connected(events: &mut Events) -> String {
+    let connected = until(events, |event| {
         let Event::Connected { id, .. } = event else {
             return None;
         };
         Some(id)
     });
-    let id = connected.await;
+    connected.await
+}
+
+/// The worker that has each connection.
+async fn workers(cluster: &Cluster) -> HashMap<String, u32> {
+    let output = cluster.verb(&["connections", "--json"]).await;
+    let answer = json(&String::from_utf8_lossy(&output.stdout));
+    let list = answer["connections"].as_array().expect("a list");
+    let worker = |one: &serde_json::Value| {
+        let slot = one["worker"].as_u64().expect("a slot");
+        let id = one["connection"].as_str().expect("an id").to_owned();
+        (id, u32::try_from(slot).expect("a small number"))
+    };
+    list.iter().map(worker).collect()
+}
+
+#[tokio::test]
+async fn a_client_whose_worker_is_killed_gets_everything_that_was_published_meanwhile() {
+    let cluster = Cluster::start(2, 1).await;
+    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
+    let mut events = client.events().await.unwrap();
+    let id = connected(&mut events).await;
+    let mut subscription = client.subscribe("a").await.unwrap();
+    let others = on_every_worker(&cluster).await;
+    let workers = workers(&cluster).await;
+    let victim = workers[&id];
+    let mut others = others.into_iter();
+    let mut publisher = others
+        .find(|other| workers[&other.id] != victim)
+        .expect("somebody is elsewhere");
+    publisher.publish("a", "1").await;
+    assert_eq!(next(&mut subscription).await.unwrap(), 1);
+    cluster.signal_node("worker", victim, Signal::KILL).await;
+    for n in 2..=60 {
+        publisher.publish("a", &n.to_string()).await;
+    }
+    for n in 2..=60 {
+        assert_eq!(next(&mut subscription).await.unwrap(), n);
+    }
+    client.publish("a", &61).await.unwrap();
+    let last = timeout(patience(), subscription.next()).await.unwrap();
+    assert_eq!(last.unwrap().unwrap().offset, Some(61));
+}
+
+#[tokio::test]
+async fn a_client_that_was_away_too_long_is_told_that_something_is_missing() {
+    let cluster = Cluster::builder(2, 1)
+        .config("[broker]\ntail_age = \"1ms\"")
+        .start()
+        .await;
+    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
+    let mut events = client.events().await.unwrap();
+    let id = connected(&mut events).await;
+    let mut subscription = client.subscribe("a").await.unwrap();
+    let others = on_every_worker(&cluster).await;
+    let workers = workers(&cluster).await;
+    let victim = workers[&id];
+    let mut publisher = others
+        .into_iter()
+        .find(|other| workers[&other.id] != victim)
+        .expect("somebody is elsewhere");
+    publisher.subscribe("a").await;
+    cluster.signal_node("worker", victim, Signal::KILL).await;
+    for n in 0..30 {
+        publisher.publish("a", &n.to_string()).await;
+    }
+    let missed = next(&mut subscription).await;
+    assert!(
+        matches!(missed, Err(SubscriptionError::Missed)),
+        "{missed:?}"
+    );
+    client.publish("a", &99).await.unwrap();
+    while next(&mut subscription).await.unwrap() != 99 {}
+}
+
+#[tokio::test]
+async fn an_operator_can_end_a_subscription_and_a_client() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
+    let mut events = client.events().await.unwrap();
+    let id = connected(&mut events).await;
     let mut subscription = client.subscribe("a").await.unwrap();
     cluster.kick(&id, Some("a"), "bye").await;
     assert!(matches!(

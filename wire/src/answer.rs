@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{CallId, frame, session::Action, token::TokenError};
+use crate::{CallId, Position, frame, session::Action, token::TokenError};
 
 /// `{"event":"#removeAuthToken"}`: the client forgets its token.
 #[must_use]
@@ -43,6 +43,59 @@ pub fn publication(channel: &str, data: Option<&[u8]>) -> Bytes {
     }
 }
 
+/// The same as a subscriber that wants positions gets it.
+#[must_use]
+pub fn publication_at(channel: &str, offset: u64, data: Option<&[u8]>) -> Bytes {
+    let channel = json(&channel);
+    let offset = format!(",\"offset\":{offset}");
+    let (comma, data) = match data {
+        Some(data) => (&b",\"data\":"[..], data),
+        None => (&b""[..], &b""[..]),
+    };
+    frame::text_frame_from(&[
+        b"{\"event\":\"#publish\",\"data\":{\"channel\":",
+        &channel,
+        comma,
+        data,
+        offset.as_bytes(),
+        b"}}",
+    ])
+}
+
+/// `{"event":"#position",…}`: something before this position is missing and will
+/// not come; for subscribers that want positions.
+#[must_use]
+pub fn hole(channel: &str, position: Position) -> Bytes {
+    let (recovered, channel) = (false, Some(channel));
+    let at = SubscribedAt {
+        channel,
+        position,
+        recovered,
+    };
+    event("#position", &at)
+}
+
+/// `{"rid":…,"data":{…}}`: the subscription goes on right after this position.
+#[must_use]
+pub(crate) fn subscribed_at(cid: &CallId, position: Position, recovered: bool) -> Bytes {
+    let channel = None;
+    let at = SubscribedAt {
+        channel,
+        position,
+        recovered,
+    };
+    success_with(cid, &at)
+}
+
+#[derive(Serialize)]
+struct SubscribedAt<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'a str>,
+    #[serde(flatten)]
+    position: Position,
+    recovered: bool,
+}
+
 /// Bytes a publication may take in its frame beside its data: header, event and
 /// the longest channel name with every byte escaped.
 pub const PUBLICATION_OVERHEAD_BYTES_MAX: usize =
@@ -57,8 +110,14 @@ pub fn success(cid: &CallId) -> Bytes {
 /// `{"rid":…,"data":…}`.
 #[must_use]
 pub(crate) fn success_with(cid: &CallId, data: &impl Serialize) -> Bytes {
+    success_with_json(cid, &json(data))
+}
+
+/// The same of data that is JSON already.
+#[must_use]
+pub(crate) fn success_with_json(cid: &CallId, data: &[u8]) -> Bytes {
     let head = format!("{{\"rid\":{cid},\"data\":");
-    frame::text_frame_from(&[head.as_bytes(), &json(data), b"}"])
+    frame::text_frame_from(&[head.as_bytes(), data, b"}"])
 }
 
 /// `{"rid":…,"error":…}`.
@@ -118,6 +177,24 @@ impl CallError {
         Self {
             message: message.into(),
             name: "PublishRefusedError",
+        }
+    }
+
+    /// A read of a channel that keeps nothing for clients to read.
+    #[must_use]
+    pub fn no_history(channel: &str) -> Self {
+        Self {
+            message: format!("The {channel} channel keeps no history"),
+            name: "NoHistoryError",
+        }
+    }
+
+    /// A read that could not be done now.
+    #[must_use]
+    pub fn history_unavailable(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            name: "HistoryUnavailableError",
         }
     }
 

@@ -11,6 +11,7 @@ pub mod client;
 pub mod close;
 pub mod frame;
 pub mod packet;
+mod position;
 pub mod session;
 pub mod snapshot;
 mod time;
@@ -18,4 +19,5 @@ pub mod token;
 
 pub use call_id::CallId;
 pub use channel::{CHANNEL_NAME_BYTES_MAX, ChannelName, ChannelNameError};
+pub use position::{Position, PositionError};
 pub use time::Millis;

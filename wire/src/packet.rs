@@ -143,6 +143,10 @@ pub struct ChannelData<'a> {
     pub channel: Option<Cow<'a, str>>,
     /// Absent is not the same as `null`.
     pub data: Option<&'a RawValue>,
+    /// Of a subscriber that wants positions: the last one it has, or `null`.
+    pub since: Option<&'a RawValue>,
+    /// Of a publication to such a subscriber.
+    pub offset: Option<u64>,
 }
 
 impl<'a> ChannelData<'a> {
@@ -176,6 +180,8 @@ enum Member {
     Cid,
     Rid,
     Channel,
+    Since,
+    Offset,
     Unknown,
 }
 
@@ -197,6 +203,8 @@ impl<'de> Deserialize<'de> for Member {
                     b"cid" => Member::Cid,
                     b"rid" => Member::Rid,
                     b"channel" => Member::Channel,
+                    b"since" => Member::Since,
+                    b"offset" => Member::Offset,
                     _ => Member::Unknown,
                 })
             }
@@ -229,7 +237,7 @@ impl<'de> Deserialize<'de> for Packet<'de> {
                         Member::Data => packet.data = Some(map.next_value()?),
                         Member::Cid => packet.cid = number(map.next_value()?),
                         Member::Rid => packet.rid = number(map.next_value()?),
-                        Member::Channel | Member::Unknown => {
+                        Member::Channel | Member::Since | Member::Offset | Member::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }
@@ -262,6 +270,11 @@ impl<'de> Deserialize<'de> for ChannelData<'de> {
                     match member {
                         Member::Channel => data.channel = string(map.next_value()?),
                         Member::Data => data.data = Some(map.next_value()?),
+                        Member::Since => data.since = Some(map.next_value()?),
+                        Member::Offset => {
+                            let offset: &RawValue = map.next_value()?;
+                            data.offset = offset.get().parse().ok();
+                        }
                         Member::Event | Member::Cid | Member::Rid | Member::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                         }

@@ -1,20 +1,18 @@
 //! Which connections of this worker listen to which channel, and how far the
 //! worker itself is in it (hop 5, fan-out).
 
+mod followers;
+
 use std::collections::{BTreeMap, HashMap};
 
 use muster_daemon::config::SlowClient;
 use muster_proto::{ShardId, shard_of};
 use muster_wire::ChannelName;
+pub(crate) use muster_wire::Position;
 
+use self::followers::Follower;
+pub(crate) use self::followers::{Caught, Start};
 use crate::connection::ConnectionKey;
-
-/// A place in a channel's log; offsets compare within one generation only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) generation: u64,
-    pub(crate) offset: u64,
-}
 
 /// The channels that this worker subscribes to.
 #[derive(Debug, Default)]
@@ -35,6 +33,8 @@ pub(crate) struct Channel {
     subscribers: Vec<ConnectionKey>,
     /// Will, once the owner has the subscription.
     waiting: Vec<ConnectionKey>,
+    /// Want positions, and what they missed; in whatever stage.
+    followers: Vec<Follower>,
     /// The owner has the subscription, in the current epoch.
     confirmed: bool,
     /// What the owner was last asked; answers to earlier requests are stale.
@@ -60,6 +60,8 @@ pub(crate) struct Arrived<'c> {
     pub(crate) arrival: Arrival,
     /// Who gets it.
     pub(crate) subscribers: &'c [ConnectionKey],
+    /// Who gets it with its offset.
+    pub(crate) followers: Vec<ConnectionKey>,
     pub(crate) number: u32,
     pub(crate) slow_client: SlowClient,
 }
@@ -130,29 +132,42 @@ impl Channels {
         key: ConnectionKey,
         slow_client: impl FnOnce() -> SlowClient,
     ) -> Joined {
+        let (joined, channel) = self.channel(name, slow_client);
+        if channel.confirmed {
+            channel.subscribers.push(key);
+        } else {
+            channel.waiting.push(key);
+        }
+        joined
+    }
+
+    /// A channel that somebody is about to join.
+    fn channel(
+        &mut self,
+        name: &ChannelName,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> (Joined, &mut Channel) {
         self.subscriptions += 1;
-        let Some(channel) = self.by_name.get_mut(&**name) else {
+        let mut joined = Joined::Waiting;
+        let channel = self.by_name.entry(name.clone()).or_insert_with(|| {
+            joined = Joined::First;
             self.last_number = self.last_number.wrapping_add(1);
-            let channel = Channel {
+            Channel {
                 shard: shard_of(&**name),
                 number: self.last_number,
                 slow_client: slow_client(),
                 subscribers: Vec::new(),
-                waiting: vec![key],
+                waiting: Vec::new(),
+                followers: Vec::new(),
                 confirmed: false,
                 request: 0,
                 position: None,
-            };
-            self.by_name.insert(name.clone(), channel);
-            return Joined::First;
-        };
+            }
+        });
         if channel.confirmed {
-            channel.subscribers.push(key);
-            Joined::Confirmed
-        } else {
-            channel.waiting.push(key);
-            Joined::Waiting
+            joined = Joined::Confirmed;
         }
+        (joined, channel)
     }
 
     /// Returns true if nobody is left, so that the channel is gone.
@@ -160,14 +175,17 @@ impl Channels {
         let Some(channel) = self.by_name.get_mut(name) else {
             return false;
         };
+        let mut is_found = false;
         for list in [&mut channel.subscribers, &mut channel.waiting] {
             if let Some(index) = list.iter().position(|other| *other == key) {
                 list.swap_remove(index);
-                self.subscriptions -= 1;
+                is_found = true;
                 break;
             }
         }
-        let is_empty = channel.subscribers.is_empty() && channel.waiting.is_empty();
+        is_found = is_found || channel.unfollow(key);
+        self.subscriptions -= usize::from(is_found);
+        let is_empty = channel.members().next().is_none();
         if is_empty {
             self.by_name.remove(name);
         }
@@ -231,9 +249,10 @@ impl Channels {
         else {
             return Vec::new();
         };
-        let waited = std::mem::take(&mut channel.waiting);
+        let mut waited = std::mem::take(&mut channel.waiting);
+        waited.extend(channel.refuse_followers());
         self.subscriptions -= waited.len();
-        if channel.subscribers.is_empty() {
+        if channel.members().next().is_none() {
             self.by_name.remove(name);
         }
         waited
@@ -263,6 +282,10 @@ impl Channels {
         position.offset = position.offset.max(offset);
         Some(Arrived {
             arrival,
+            followers: match arrival {
+                Arrival::Repeated => Vec::new(),
+                Arrival::Next | Arrival::AfterHole => channel.reach(offset),
+            },
             subscribers: match arrival {
                 Arrival::Repeated => &[],
                 Arrival::Next | Arrival::AfterHole => &channel.subscribers,
@@ -305,7 +328,8 @@ impl Channels {
 
 impl Channel {
     fn members(&self) -> impl Iterator<Item = ConnectionKey> + '_ {
-        self.subscribers.iter().chain(&self.waiting).copied()
+        let plain = self.subscribers.iter().chain(&self.waiting).copied();
+        plain.chain(self.followers.iter().map(|follower| follower.key))
     }
 }
 

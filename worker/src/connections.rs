@@ -26,6 +26,9 @@ pub(crate) struct Connections {
     broadcast: Option<Broadcast>,
     /// Did not read what they got, and are to be closed.
     slow: Vec<ConnectionKey>,
+    /// Publications queued or written, and given up, since [`Self::count`].
+    deliveries: u64,
+    dropped: u64,
 }
 
 impl Connections {
@@ -37,6 +40,8 @@ impl Connections {
             dirty: VecDeque::new(),
             broadcast: None,
             slow: Vec::new(),
+            deliveries: 0,
+            dropped: 0,
         }
     }
 
@@ -126,38 +131,44 @@ impl Connections {
 
     /// Writes the publication that came alone to up to `share` of those who
     /// have still to get it.
-    pub(crate) fn go_on_with_broadcast(&mut self, share: usize, stats: &mut Stats) {
+    pub(crate) fn go_on_with_broadcast(&mut self, share: usize) {
         let Some(mut broadcast) = self.broadcast.take() else {
             return;
         };
         for key in broadcast.next(share) {
             match self.get(key).map(|client| client.write(broadcast.frame())) {
-                Some(Written::All) => stats.deliveries += 1,
+                Some(Written::All) => self.deliveries += 1,
                 Some(Written::Part) => {
-                    stats.deliveries += 1;
+                    self.deliveries += 1;
                     self.mark_dirty(key);
                 }
-                Some(Written::Nothing) => self.deliver(key, broadcast.delivery(), stats),
+                Some(Written::Nothing) => self.deliver(key, broadcast.delivery()),
                 None => {}
             }
         }
         self.broadcast = Some(broadcast).filter(|broadcast| !broadcast.is_done());
     }
 
+    /// Adds to the statistics what has become of publications meanwhile.
+    pub(crate) fn count(&mut self, stats: &mut Stats) {
+        stats.deliveries += std::mem::take(&mut self.deliveries);
+        stats.dropped += std::mem::take(&mut self.dropped);
+    }
+
     /// Queues it for all who have still to get it, because something follows.
-    pub(crate) fn settle_broadcast(&mut self, stats: &mut Stats) {
+    pub(crate) fn settle_broadcast(&mut self) {
         if let Some(mut broadcast) = self.broadcast.take() {
             for key in broadcast.next(usize::MAX) {
-                self.deliver(key, broadcast.delivery(), stats);
+                self.deliver(key, broadcast.delivery());
             }
         }
     }
 
     /// Queues it for this client, because something follows there.
-    pub(crate) fn settle_broadcast_for(&mut self, key: ConnectionKey, stats: &mut Stats) {
+    pub(crate) fn settle_broadcast_for(&mut self, key: ConnectionKey) {
         if let Some(mut broadcast) = self.broadcast.take() {
             if broadcast.take_out(key) {
-                self.deliver(key, broadcast.delivery(), stats);
+                self.deliver(key, broadcast.delivery());
             }
             self.broadcast = Some(broadcast);
         }
@@ -189,12 +200,14 @@ impl Connections {
         Some(offer)
     }
 
-    fn deliver(&mut self, key: ConnectionKey, delivery: Delivery<'_>, stats: &mut Stats) {
+    fn deliver(&mut self, key: ConnectionKey, delivery: Delivery<'_>) {
+        let mut dropped = 0;
         let offer = self.queue(key, |connection, bytes_max| {
-            connection.deliver(delivery, bytes_max, &mut stats.dropped)
+            connection.deliver(delivery, bytes_max, &mut dropped)
         });
+        self.dropped += dropped;
         if offer == Some(Offer::Accepted) {
-            stats.deliveries += 1;
+            self.deliveries += 1;
         }
     }
 }
@@ -205,6 +218,9 @@ impl Clients for Connections {
     }
 
     fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>) {
+        if !frames.is_empty() {
+            self.settle_broadcast_for(key);
+        }
         for frame in frames.drain(..) {
             self.queue(key, |connection, bytes_max| {
                 connection.offer(frame, bytes_max)
@@ -214,14 +230,15 @@ impl Clients for Connections {
 
     fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
         let comes_alone = self.broadcast.is_none() && self.dirty.len() < broadcast::CLIENTS_MIN;
-        self.settle_broadcast(stats);
+        self.settle_broadcast();
         if comes_alone && broadcast::is_worthwhile(keys.len(), delivery.frame.len()) {
             self.broadcast = Some(Broadcast::new(keys.to_vec(), delivery));
             return;
         }
         for key in keys {
-            self.deliver(*key, delivery, stats);
+            self.deliver(*key, delivery);
         }
+        self.count(stats);
     }
 }
 
@@ -249,8 +266,6 @@ mod tests {
         },
         /// Something of its own is queued for one.
         Answer(usize),
-        /// One sends something.
-        Read(usize),
         Leave(usize),
         /// Queues are written.
         Flush,
@@ -261,7 +276,6 @@ mod tests {
             3 => (0..clients).prop_map(|skip| Event::Publish { skip: skip / 8 }),
             4 => (0..clients).prop_map(|share| Event::Write { share }),
             1 => (0..clients).prop_map(Event::Answer),
-            1 => (0..clients).prop_map(Event::Read),
             1 => (0..clients).prop_map(Event::Leave),
             2 => Just(Event::Flush),
         ]
@@ -321,23 +335,20 @@ mod tests {
                         }
                     }
                     Event::Write { share } => {
-                        connections.go_on_with_broadcast(share, &mut stats);
+                        connections.go_on_with_broadcast(share);
                     }
                     Event::Answer(client) => {
                         connections.send(clients[client].0, &mut vec![Bytes::from_static(b"#\n")]);
                     }
-                    Event::Read(client) => {
-                        connections.settle_broadcast_for(clients[client].0, &mut stats);
-                    }
                     Event::Leave(client) => {
-                        connections.settle_broadcast_for(clients[client].0, &mut stats);
+                        connections.settle_broadcast_for(clients[client].0);
                         members.retain(|member| *member != client);
                     }
                     Event::Flush => flush_all(&mut connections),
                 }
             }
             while connections.has_broadcast() {
-                connections.go_on_with_broadcast(7, &mut stats);
+                connections.go_on_with_broadcast(7);
             }
             for _ in 0..100 {
                 flush_all(&mut connections);
@@ -346,6 +357,7 @@ mod tests {
                 }
             }
             prop_assert!(!connections.has_dirty());
+            connections.count(&mut stats);
             prop_assert_eq!(stats.deliveries, due);
             for (got, expected) in got.into_iter().zip(expected) {
                 let numbers: Vec<usize> = String::from_utf8(got)

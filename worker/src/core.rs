@@ -26,9 +26,15 @@ use crate::{
     connection::ConnectionKey,
     namespaces::Namespaces,
     outbox::Delivery,
+    reads::Reads,
     router::{Answer, Call, LinkBroken, Publication, Router, ViewChange, Waiter},
     stats::Stats,
 };
+
+mod followers;
+mod reads;
+
+pub(crate) use self::reads::OperatorRead;
 
 /// Packets of one array handled in one turn (delivery.md F1).
 const PACKETS_MAX: usize = 64;
@@ -86,6 +92,7 @@ pub(crate) struct Core {
     pub(crate) names: Names,
     pub(crate) channels: Channels,
     pub(crate) router: Router,
+    pub(crate) reads: Reads,
     pub(crate) stats: Stats,
     /// Subscriptions that their owner sent elsewhere; asked for again.
     retries: Vec<ChannelName>,
@@ -93,6 +100,7 @@ pub(crate) struct Core {
     was_refused: bool,
     /// What operators are to be told.
     operator_answers: Vec<OperatorAnswer>,
+    operator_reads: Vec<OperatorRead>,
     /// Frames for one client, for reuse.
     out: Vec<Bytes>,
 }
@@ -110,6 +118,10 @@ pub(crate) struct Names {
     pub(crate) namespaces: Namespaces,
     /// Longest name that a client may use.
     pub(crate) bytes_max: usize,
+    /// Publications that a client may ask for at once.
+    pub(crate) history_publications_max: u32,
+    /// Bytes of data that it then gets at most, but for one publication.
+    pub(crate) history_bytes_max: u64,
 }
 
 impl Default for Names {
@@ -117,6 +129,8 @@ impl Default for Names {
         Self {
             namespaces: Namespaces::default(),
             bytes_max: CHANNEL_NAME_BYTES_MAX,
+            history_publications_max: 1000,
+            history_bytes_max: 128 * 1024,
         }
     }
 }
@@ -148,6 +162,11 @@ impl Host for SessionHost<'_> {
         let namespaces = &self.names.namespaces;
         namespaces.allows(action, channel, is_authenticated)
     }
+
+    fn history_limit(&self, channel: &str) -> Option<u32> {
+        let has_history = self.names.namespaces.has_history(channel);
+        has_history.then_some(self.names.history_publications_max)
+    }
 }
 
 impl Core {
@@ -158,10 +177,12 @@ impl Core {
             names,
             channels: Channels::default(),
             router,
+            reads: Reads::default(),
             stats: Stats::default(),
             retries: Vec::new(),
             was_refused: false,
             operator_answers: Vec::new(),
+            operator_reads: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -304,11 +325,15 @@ impl Core {
                     return self.pause_without_room(&channel);
                 }
             },
+            Effect::Follow { channel, since } => {
+                return self.follow((key, session), &channel, since, out, now);
+            }
             Effect::Unsubscribe(channel) => {
                 self.leave(key, &channel);
                 return self.pause_without_room(&channel);
             }
             Effect::Publish(publish) => return self.publish(key, session, publish, now),
+            Effect::Read(read) => self.read_for_client(key, session, read, out, now),
         }
         Ingress::Continue
     }
@@ -383,11 +408,16 @@ impl Core {
     pub(crate) fn handle_link_down(&mut self, broker: u32) {
         self.unconfirm_owned_by(broker);
         self.router.link_down(broker);
+        self.reads.link_down(broker);
     }
 
     /// The cluster's view changed.
     pub(crate) fn handle_view(&mut self, view: View, now: Now) -> ViewChange {
         let change = self.router.set_view(view);
+        let replaced = change.started.iter().map(|node| node.slot);
+        for broker in replaced.chain(change.stopped.iter().copied()) {
+            self.reads.link_down(broker);
+        }
         let moved = |shard| change.moved.binary_search(&shard).is_ok();
         for channel in self.channels.unconfirm(moved) {
             self.request(&channel);
@@ -411,6 +441,7 @@ impl Core {
         }
         self.router.handle_tick(now.millis);
         self.answer_publishers(clients);
+        self.give_up_reads(clients, now);
         self.was_refused = self.router.is_holding();
     }
 
@@ -515,6 +546,14 @@ impl Core {
             channel: arrived.number,
             slow_client: arrived.slow_client,
         };
+        if !arrived.followers.is_empty() {
+            let frame = answer::publication_at(name, relay.offset, relay.data.as_deref());
+            let delivery = Delivery {
+                frame: &frame,
+                ..delivery
+            };
+            clients.fan_out(&arrived.followers, delivery, &mut self.stats);
+        }
         clients.fan_out(arrived.subscribers, delivery, &mut self.stats);
     }
 
@@ -535,6 +574,7 @@ impl Core {
             // Stock clients are not told (delivery.md B7): counted, and logged once
             // a second by whoever reports the statistics.
             self.stats.holes += 1;
+            self.tell_hole(name, clients);
         }
         let mut out = std::mem::take(&mut self.out);
         for key in waited {
@@ -544,6 +584,7 @@ impl Core {
             }
         }
         self.out = out;
+        self.start_followers(name, clients, now);
     }
 
     /// The subscription is asked for again, unless the owner will never have it.

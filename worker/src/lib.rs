@@ -15,6 +15,7 @@ mod link;
 mod namespaces;
 mod outbox;
 mod poller;
+mod reads;
 mod router;
 mod serve;
 #[doc(hidden)]
@@ -59,6 +60,9 @@ const LINK_EVENTS_CAP: usize = 256;
 /// Bytes that the kernel takes for a client before it can send them: a ping must
 /// not wait behind megabytes (delivery.md F2).
 const NOTSENT_BYTES_MAX: u32 = 64 * 1024;
+/// The part of a client's outbox that one answer with publications may take, so
+/// that all that it may ask for at once have room.
+const HISTORY_OUTBOX_PART: u64 = 8;
 /// Bytes a frame between processes may have beside one client message.
 const ENVELOPE_BYTES_MAX: usize = 128 * 1024;
 
@@ -116,6 +120,8 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
     let names = Names {
         namespaces: Namespaces::new(config.namespace.clone()),
         bytes_max: config.limits.channel_name_bytes_max as usize,
+        history_publications_max: config.limits.history_publications_max,
+        history_bytes_max: config.limits.outbox_bytes_max.0 / HISTORY_OUTBOX_PART,
     };
     let router = Router::new(
         config.link.window_bytes.as_usize(),

@@ -6,14 +6,17 @@ use std::time::Duration;
 use muster_proto::{
     BrokerNode, LINK_VERSION,
     link::{
-        BrokerBatch, Credit, Hello, WorkerBatch, WorkerFrame, link_client::LinkClient,
-        worker_frame::Frame,
+        BrokerBatch, Credit, Hello, ReadRequest, ReadResponse, WorkerBatch, WorkerFrame,
+        link_client::LinkClient, worker_frame::Frame,
     },
 };
 use rand::{Rng, RngExt as _};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Endpoint};
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 use tracing::{debug, info, warn};
 
 /// Batches handed to a link and not yet taken by the stream. When full, the
@@ -21,6 +24,11 @@ use tracing::{debug, info, warn};
 const BATCHES_CAP: usize = 256;
 /// Credits on their way; a full queue adds them up.
 const CREDITS_CAP: usize = 16;
+/// Reads handed to a link and not yet under way, and those under way.
+const READS_CAP: usize = 16;
+const READS_MAX: usize = 32;
+/// Bytes of an answer to a read: what a broker gives at most, beside one frame.
+const READ_BYTES_MAX: usize = 2 << 20;
 /// HTTP/2 windows: the default of 64 KiB costs three times the CPU.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
@@ -43,10 +51,22 @@ pub(crate) enum LinkEvent {
         incarnation: u64,
         batch: BrokerBatch,
     },
+    /// A read is answered, or the broker has no answer now.
+    Read {
+        id: u64,
+        response: Option<ReadResponse>,
+    },
     Down {
         broker: u32,
         incarnation: u64,
     },
+}
+
+/// A read of what a channel keeps.
+#[derive(Debug)]
+pub(crate) struct LinkRead {
+    pub(crate) id: u64,
+    pub(crate) request: ReadRequest,
 }
 
 /// The sending half of a link that stands.
@@ -54,6 +74,7 @@ pub(crate) enum LinkEvent {
 pub(crate) struct LinkSender {
     batches: mpsc::Sender<WorkerBatch>,
     credits: mpsc::Sender<Credit>,
+    reads: mpsc::Sender<LinkRead>,
     link: u64,
     /// Bytes handled and not yet credited.
     owed_bytes: u64,
@@ -65,6 +86,11 @@ impl LinkSender {
     /// Room for a batch; `None` while the stream is behind.
     pub(crate) fn reserve(&self) -> Option<mpsc::Permit<'_, WorkerBatch>> {
         self.batches.try_reserve().ok()
+    }
+
+    /// Room for a read; `None` while too many are under way.
+    pub(crate) fn reserve_read(&self) -> Option<mpsc::Permit<'_, LinkRead>> {
+        self.reads.try_reserve().ok()
     }
 
     /// The worker has handled this many bytes: the broker may send as many.
@@ -122,6 +148,9 @@ struct LinkReceiver {
     incoming: Streaming<BrokerBatch>,
     /// Carries nothing; its end is the link's.
     control: Streaming<Credit>,
+    reads: mpsc::Receiver<LinkRead>,
+    /// Answers to reads, which may be long.
+    reader: LinkClient<Channel>,
 }
 
 /// Runs one link from connecting to its end; an error means that it never stood.
@@ -191,24 +220,41 @@ async fn open(
         .await?
         .into_inner();
 
+    let (read_sender, reads) = mpsc::channel(READS_CAP);
+    let reader = client.max_decoding_message_size(settings.frame_bytes_max + READ_BYTES_MAX);
     let step_bytes = (settings.credit_bytes / 8).max(1);
     let sender = LinkSender {
         batches,
         credits,
+        reads: read_sender,
         link,
         owed_bytes: 0,
         step_bytes,
     };
-    Ok((sender, LinkReceiver { incoming, control }))
+    let receiver = LinkReceiver {
+        incoming,
+        control,
+        reads,
+        reader,
+    };
+    Ok((sender, receiver))
 }
 
 /// Passes batches on until the link ends.
 async fn pump(mut receiver: LinkReceiver, node: &BrokerNode, events: &mpsc::Sender<LinkEvent>) {
     let (broker, incarnation) = (node.slot, node.incarnation);
+    // They end with the link.
+    let mut reading = JoinSet::new();
     loop {
         let received = tokio::select! {
             received = receiver.incoming.message() => received,
             _ = receiver.control.message() => Ok(None),
+            Some(read) = receiver.reads.recv(), if reading.len() < READS_MAX => {
+                let (reader, events) = (receiver.reader.clone(), events.clone());
+                reading.spawn(answer_read(reader, read, events));
+                continue;
+            }
+            Some(_) = reading.join_next() => continue,
         };
         match received {
             Ok(Some(batch)) => {
@@ -229,4 +275,20 @@ async fn pump(mut receiver: LinkReceiver, node: &BrokerNode, events: &mpsc::Send
             }
         }
     }
+}
+
+async fn answer_read(
+    mut reader: LinkClient<Channel>,
+    LinkRead { id, request }: LinkRead,
+    events: mpsc::Sender<LinkEvent>,
+) {
+    let response = match reader.read(request).await {
+        Ok(response) => Some(response.into_inner()),
+        Err(error) => {
+            debug!(%error, "A broker did not answer a read; it is asked again.");
+            None
+        }
+    };
+    // If nobody takes it, the worker is ending.
+    let _ = events.send(LinkEvent::Read { id, response }).await;
 }

@@ -1,17 +1,15 @@
 //! What differs for channels whose names begin alike.
 
-use muster_daemon::config::{Namespace, Right, SlowClient};
+use muster_daemon::config::{self, Namespace, Right, SlowClient};
 use muster_wire::session::Action;
 
-/// The namespaces, so that the first one that fits a channel is the one whose
-/// options count: the longest prefix first.
+/// The namespaces, by channel.
 #[derive(Debug, Default)]
-pub(crate) struct Namespaces(Vec<Namespace>);
+pub(crate) struct Namespaces(config::Namespaces);
 
 impl Namespaces {
-    pub(crate) fn new(mut namespaces: Vec<Namespace>) -> Self {
-        namespaces.sort_by_key(|namespace| std::cmp::Reverse(namespace.prefix.len()));
-        Self(namespaces)
+    pub(crate) fn new(namespaces: Vec<Namespace>) -> Self {
+        Self(config::Namespaces::new(namespaces))
     }
 
     /// Whether a client may do that, with a token that stands or without.
@@ -30,9 +28,14 @@ impl Namespaces {
             .map_or(SlowClient::default(), |namespace| namespace.slow_client)
     }
 
+    /// Whether clients may read what the channel keeps.
+    pub(crate) fn has_history(&self, channel: &str) -> bool {
+        self.of(channel)
+            .is_some_and(|namespace| namespace.history.is_some())
+    }
+
     fn of(&self, channel: &str) -> Option<&Namespace> {
-        let mut namespaces = self.0.iter();
-        namespaces.find(|namespace| channel.starts_with(&namespace.prefix))
+        self.0.of(channel.as_bytes())
     }
 }
 

@@ -11,6 +11,10 @@ pub(crate) struct Stats {
     pub(crate) deliveries: u64,
     /// Times that publications were missing for this worker's subscribers.
     pub(crate) holes: u64,
+    /// Subscribers that got what they had missed, and those that were told that
+    /// they miss something.
+    pub(crate) resumed: u64,
+    pub(crate) holes_told: u64,
     /// Publications given up for clients that did not read, as their channels'
     /// policies say.
     pub(crate) dropped: u64,

@@ -6,8 +6,9 @@
 //! record's place, so a record that is whole but stands elsewhere is not taken.
 //!
 //! A segment begins with a checkpoint: `Opened`, `Keys`, `Key` …, `Channel` …,
-//! `End`. So whatever stands in earlier segments beside retained publications
-//! is not needed any more (delivery.md B3).
+//! `End`. So whatever stands in earlier segments beside the publications in
+//! tails is not needed any more (delivery.md B3). A channel that keeps a history
+//! is followed by what is kept of it, the newest publication first (`Copy` …).
 
 use muster_proto::{PRODUCER_BYTES_MAX, ShardId};
 use muster_wire::CHANNEL_NAME_BYTES_MAX;
@@ -86,6 +87,19 @@ pub(crate) enum Record<'a> {
     },
     /// The checkpoint is whole.
     End,
+    /// A publication that is kept, of the channel that was declared before; it
+    /// stands in an earlier segment, too, if that is still there.
+    Copy(Copied<'a>),
+}
+
+/// What of a publication outlives its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Copied<'a> {
+    pub(crate) channel: ChannelId,
+    pub(crate) offset: u64,
+    /// As in [`Publication`], but below zero before that boot.
+    pub(crate) at: i64,
+    pub(crate) data: Option<&'a [u8]>,
 }
 
 /// Why bytes are no header.
@@ -171,6 +185,7 @@ const PUBLICATION: u8 = 4;
 const KEYS: u8 = 5;
 const KEY: u8 = 6;
 const END: u8 = 7;
+const COPY: u8 = 8;
 
 /// Appends a record to `buffer`, which begins at `base` of its segment.
 pub(crate) fn encode(buffer: &mut Vec<u8>, sequence: u64, base: u64, record: &Record<'_>) {
@@ -210,7 +225,7 @@ pub(crate) fn find_record(segment: &[u8], sequence: u64, at: usize) -> Option<us
             return false;
         };
         body.first()
-            .is_some_and(|kind| (OPENED..=END).contains(kind))
+            .is_some_and(|kind| (OPENED..=COPY).contains(kind))
             && rest[4..RECORD_HEAD_BYTES] == checksum(sequence, at as u64, body).to_le_bytes()
     })
 }
@@ -266,6 +281,14 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(producer);
             }
             Self::End => out.push(END),
+            Self::Copy(copied) => {
+                out.push(COPY);
+                out.extend_from_slice(&copied.channel.to_le_bytes());
+                out.extend_from_slice(&copied.offset.to_le_bytes());
+                out.extend_from_slice(&copied.at.to_le_bytes());
+                out.push(u8::from(copied.data.is_some()));
+                out.extend_from_slice(copied.data.unwrap_or_default());
+            }
         }
     }
 
@@ -297,6 +320,16 @@ impl<'a> Record<'a> {
                 producer: fields.rest(PRODUCER_BYTES_MAX)?,
             },
             END => Self::End,
+            COPY => Self::Copy(Copied {
+                channel: fields.u32()?,
+                offset: fields.u64()?,
+                at: fields.i64()?,
+                data: if fields.flag()? {
+                    Some(fields.take(fields.0.len())?)
+                } else {
+                    None
+                },
+            }),
             _ => return None,
         };
         fields.0.is_empty().then_some(record)
@@ -362,6 +395,10 @@ impl<'a> Fields<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> Option<i64> {
+        self.array().map(i64::from_le_bytes)
     }
 
     fn u128(&mut self) -> Option<u128> {

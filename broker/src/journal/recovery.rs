@@ -1,6 +1,6 @@
 //! Opens a shard from its segments: closed clean, killed or new is all one.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf};
 
 use bytes::Bytes;
 use muster_proto::ShardId;
@@ -10,8 +10,8 @@ use tracing::warn;
 use super::{
     Journal, Options, Segment,
     format::{
-        ChannelId, HEADER_BYTES, Header, HeaderError, Opened, Publication, Record, RecordError,
-        decode, find_record,
+        ChannelId, Copied, HEADER_BYTES, Header, HeaderError, Opened, Publication, Record,
+        RecordError, decode, find_record,
     },
     home::Clock,
     storage::Storage,
@@ -20,7 +20,7 @@ use crate::{
     journal::{Health, checkpoint},
     keys::Last,
     limits::Limits,
-    log::{ChannelKey, Log},
+    log::{ChannelKey, Kept, Log, Moment},
 };
 
 /// A shard as its journal has it.
@@ -143,6 +143,7 @@ pub(crate) fn open(
         journal.resume(recovery.torn_bytes > 0)?;
     }
     log.trim(clock.now);
+    log.unshare();
     Ok(Recovered {
         log,
         journal,
@@ -194,6 +195,7 @@ impl Journal {
             sequence,
             bytes,
             publications: 0,
+            carried: 0,
         });
         self.checkpoint_bytes = bytes;
         self.is_opening_written = true;
@@ -259,6 +261,7 @@ fn replay_all(
                                 sequence,
                                 bytes: 0,
                                 publications: 0,
+                                carried: 0,
                             })
                             .collect(),
                         epoch: crashed.epoch.max(replay.epoch),
@@ -293,7 +296,8 @@ fn crashed_machine(
             | Record::Publication(_)
             | Record::Keys { .. }
             | Record::Key { .. }
-            | Record::End => {}
+            | Record::End
+            | Record::Copy(_) => {}
         }
         at = end;
     }
@@ -307,12 +311,16 @@ impl Opened {
     }
 
     /// A moment of this opening on the present clock.
-    fn translate(&self, at: u64, clock: Clock) -> Millis {
+    fn translate(&self, at: i64, clock: Clock) -> Moment {
         if self.boot == clock.boot {
-            return Millis(at);
+            return Moment(at);
         }
-        let wall_ms = self.wall_ms.saturating_add(at).saturating_sub(self.at);
-        clock.now - Duration::from_millis(clock.wall_ms.saturating_sub(wall_ms))
+        let signed = |millis| i64::try_from(millis).unwrap_or(i64::MAX);
+        let wall_ms = signed(self.wall_ms)
+            .saturating_add(at)
+            .saturating_sub(signed(self.at));
+        let age = signed(clock.wall_ms).saturating_sub(wall_ms).max(0);
+        Moment(signed(clock.now.0).saturating_sub(age))
     }
 }
 
@@ -375,6 +383,8 @@ impl Replay {
             sequence,
             bytes: end as u64,
             publications: self.recovery.publications,
+            // How much it had to carry is not known any more.
+            carried: 0,
         });
         Ok(())
     }
@@ -409,7 +419,7 @@ impl SegmentReader<'_> {
             } => return self.channel(id, generation, offset, name),
             Record::Publication(publication) => return self.publication(&publication),
             Record::Keys { turned_at } => {
-                let turned_at = self.moment(turned_at);
+                let turned_at = self.moment(Millis(turned_at).into()).since_boot();
                 self.replay.log.keys_mut().clear(turned_at);
             }
             Record::Key {
@@ -421,6 +431,7 @@ impl SegmentReader<'_> {
                 let last = Last { n, refused };
                 self.replay.log.keys_mut().load(is_older, producer, last);
             }
+            Record::Copy(copied) => return self.copied(&copied),
             Record::End => {
                 self.is_begun = true;
                 self.replay.checkpoint_bytes = end as u64;
@@ -465,7 +476,7 @@ impl SegmentReader<'_> {
     fn publication(&mut self, publication: &Publication<'_>) -> Result<(), Damage> {
         let key = self.channels.get(publication.channel as usize);
         let key = key.copied().flatten().ok_or(Damage::Channel)?;
-        let at = self.moment(publication.at);
+        let at = self.moment(Millis(publication.at).into());
         let log = &mut self.replay.log;
         let last = log.head(key).offset;
         if publication.offset != last + 1 {
@@ -475,8 +486,8 @@ impl SegmentReader<'_> {
         // Shares the segment's bytes, of which there are not many more than
         // what is retained.
         let data = publication.data.map(|data| self.content.slice_ref(data));
-        log.assign(at, key);
-        log.append(at, at, key, data);
+        log.assign(at.since_boot(), key);
+        log.append(at, at.since_boot(), key, data);
         if publication.refused > 0 {
             log.keys_mut()
                 .note_refused(publication.producer, publication.refused);
@@ -487,9 +498,22 @@ impl SegmentReader<'_> {
         Ok(())
     }
 
-    fn moment(&self, at: u64) -> Millis {
+    /// What earlier segments have brought already is not taken twice.
+    fn copied(&mut self, copied: &Copied<'_>) -> Result<(), Damage> {
+        let key = self.channels.get(copied.channel as usize);
+        let key = key.copied().flatten().ok_or(Damage::Channel)?;
+        let kept = Kept {
+            at: self.moment(Moment(copied.at)),
+            data: copied.data.map(|data| self.content.slice_ref(data)),
+        };
+        self.replay.log.append_oldest(key, copied.offset, kept);
+        Ok(())
+    }
+
+    fn moment(&self, at: Moment) -> Moment {
+        let now = self.clock.now.into();
         self.base
-            .map_or(self.clock.now, |base| base.translate(at, self.clock))
+            .map_or(now, |base| base.translate(at.0, self.clock))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod files;
+mod histories;
 
 const SHARD: ShardId = ShardId::new(7);
 const CHANNELS: [&str; 3] = ["", "a", "b"];
@@ -118,9 +119,9 @@ impl Bench {
             return outcome.map(|_| ());
         }
         for (key, data, ..) in staged {
-            self.log.append(self.now, self.now, key, Some(data));
+            self.log.append(self.now.into(), self.now, key, Some(data));
         }
-        self.journal.tidy(&self.log, 0);
+        self.journal.tidy(&self.log, 0, false);
         Ok(())
     }
 
@@ -289,7 +290,7 @@ fn a_quiet_journal_lets_go_of_everything_that_is_not_retained() {
     let before = bench.disk.bytes();
     bench.now = Millis(100_000);
     bench.log.trim(bench.now);
-    bench.journal.tidy(&bench.log, 0);
+    bench.journal.tidy(&bench.log, 0, false);
     assert!(
         bench.disk.bytes() < before / 2,
         "{} bytes",
@@ -311,7 +312,7 @@ fn the_budget_is_shared_by_open_shards_and_given_back() {
     assert!(matches!(outcome, Some(CommitError::Full)), "{outcome:?}");
     bench.now = Millis(100_000);
     bench.log.trim(bench.now);
-    bench.journal.tidy(&bench.log, 0);
+    bench.journal.tidy(&bench.log, 0, false);
     bench.publish(&[("a", &data)]).unwrap();
     drop(bench);
     assert!(!budget.has_room(1), "no shard is open");

@@ -7,7 +7,9 @@
 
 use std::{collections::HashSet, mem, task::Waker, time::Duration};
 
-use muster_proto::link::{BrokerFrame, NotOwner, Subscribed, broker_frame::Frame};
+use muster_proto::link::{
+    BrokerFrame, NotOwner, Position, ReadRequest, Subscribed, broker_frame::Frame,
+};
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
@@ -476,35 +478,86 @@ fn a_read_is_limited_by_its_offset_its_bytes_and_what_is_kept() {
     let link = bench.link(PLENTY);
     bench.subscribe(&link, "a", None);
     let (head, _) = bench.subscribed(&link);
-    let read = |after: Option<u64>, to_offset, bytes_max| {
-        let response = bench.shard.read(&ReadRequest {
+    let read = |after: Option<u64>, before: Option<u64>, bytes_max| {
+        let at = |offset| Position { offset, ..head };
+        let request = ReadRequest {
             channel: Bytes::from_static(b"a"),
-            after: after.map(|offset| Position { offset, ..head }),
-            to_offset,
+            after: after.map(at),
+            before: before.map(at),
             bytes_max,
-        });
+            ..ReadRequest::default()
+        };
+        let response = bench.shard.read(&request, 0);
+        let mut newest_first = bench.shard.read(
+            &ReadRequest {
+                newest_first: true,
+                ..request
+            },
+            0,
+        );
+        if bytes_max == 0 {
+            newest_first.publications.reverse();
+            assert_eq!(newest_first, response);
+        }
         assert_eq!(response.head, Some(head));
         let offsets: Vec<u64> = response.publications.iter().map(|p| p.offset).collect();
         (offsets, response.complete)
     };
-    assert_eq!(read(Some(1), 0, 0), (vec![2, 3, 4, 5], true));
-    assert_eq!(read(Some(0), 0, 0), (vec![2, 3, 4, 5], false));
-    assert_eq!(read(None, 3, 0), (vec![2, 3], false));
-    assert_eq!(read(Some(2), 0, 2), (vec![3, 4], true));
-    assert_eq!(read(Some(5), 0, 0), (vec![], true));
-    assert_eq!(read(Some(6), 0, 0), (vec![], false));
+    assert_eq!(read(Some(1), None, 0), (vec![2, 3, 4, 5], true));
+    assert_eq!(read(Some(0), None, 0), (vec![2, 3, 4, 5], false));
+    assert_eq!(read(None, Some(4), 0), (vec![2, 3], false));
+    assert_eq!(read(Some(2), Some(3), 0), (vec![], true));
+    assert_eq!(read(Some(4), Some(2), 0), (vec![], true));
+    assert_eq!(read(None, Some(0), 0), (vec![], false));
+    assert_eq!(read(Some(2), None, 2), (vec![3, 4], true));
+    assert_eq!(read(Some(5), None, 0), (vec![], true));
+    assert_eq!(read(Some(6), None, 0), (vec![], false));
 
-    let unknown = bench.shard.read(&ReadRequest::default());
-    assert_eq!((unknown.head, unknown.complete), (None, false));
-    let other_generation = bench.shard.read(&ReadRequest {
-        channel: Bytes::from_static(b"a"),
-        after: Some(Position {
-            generation: !head.generation,
-            offset: 2,
-        }),
-        ..ReadRequest::default()
+    let unknown = bench.shard.read(&ReadRequest::default(), 0);
+    assert_eq!((unknown.head, unknown.complete), (None, true));
+    let other = Some(Position {
+        generation: !head.generation,
+        offset: 2,
     });
-    assert!(other_generation.publications.is_empty() && !other_generation.complete);
+    for (after, before) in [(other, None), (None, other)] {
+        let request = ReadRequest {
+            channel: Bytes::from_static(b"a"),
+            after,
+            before,
+            ..ReadRequest::default()
+        };
+        let response = bench.shard.read(&request, 0);
+        assert!(response.publications.is_empty() && !response.complete);
+    }
+}
+
+#[test]
+fn a_read_that_is_cut_short_says_so_and_gives_at_least_one_publication() {
+    let mut bench = Bench::new();
+    for data in ["11", "22", "33"] {
+        bench.publish("a", data).unwrap();
+    }
+    let read = |limit, bytes_max, newest_first| {
+        let response = bench.shard.read(
+            &ReadRequest {
+                channel: Bytes::from_static(b"a"),
+                limit,
+                bytes_max,
+                newest_first,
+                ..ReadRequest::default()
+            },
+            1_000_000,
+        );
+        let times = response.publications.iter().map(|p| p.time_ms);
+        assert!(times.eq(response.publications.iter().map(|_| 1_000_000)));
+        let offsets: Vec<u64> = response.publications.iter().map(|p| p.offset).collect();
+        (offsets, response.more, response.complete)
+    };
+    assert_eq!(read(2, 0, false), (vec![1, 2], true, true));
+    assert_eq!(read(2, 0, true), (vec![3, 2], true, true));
+    assert_eq!(read(3, 0, true), (vec![3, 2, 1], false, true));
+    assert_eq!(read(0, 1, false), (vec![1], true, true));
+    assert_eq!(read(9, 5, true), (vec![3, 2], true, true));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How views open and close shards.
 
-use std::{collections::HashSet, hash::BuildHasher as _, time::Duration};
+use std::{collections::HashSet, hash::BuildHasher as _};
 
 use bytes::Bytes;
 use muster_proto::BrokerNode;
@@ -11,14 +11,7 @@ use super::*;
 const NOW: Millis = Millis(0);
 
 fn table() -> Table {
-    let limits = Limits {
-        tail_age: Duration::from_secs(30),
-        tail_bytes_max: 1 << 20,
-        key_window: Duration::from_secs(60),
-        producers_max: 100,
-        channel_idle: Duration::from_secs(60),
-    };
-    Table::new(limits, 1000, Source::Nothing)
+    Table::new(Limits::for_tests(), 1000, Source::Nothing)
 }
 
 fn next(previous: &View, brokers: &[(u32, u64)]) -> View {
@@ -58,7 +51,7 @@ fn head(table: &Table, channel: &str) -> Option<u64> {
         channel: Bytes::copy_from_slice(channel.as_bytes()),
         ..ReadRequest::default()
     };
-    Some(table.read(&request).ok()?.head?.offset)
+    Some(table.read(&request, 0).ok()?.head?.offset)
 }
 
 #[test]

@@ -13,10 +13,12 @@ use std::{
 use serde::Deserialize;
 use toml::{Table, Value, de::DeValue, map::Map};
 
-use super::{Config, Namespace, SECTIONS, namespace, validate::validate};
+use super::{Config, History, Namespace, SECTIONS, namespace, validate::validate};
 
 /// The section that may come several times.
 const NAMESPACE: &str = "namespace";
+/// Its key that holds several values, which are checked by themselves.
+const HISTORY: &str = "history";
 /// Prefix of the environment variables that set a key:
 /// `MUSTER_LISTENER__ADDR` is `listener.addr`.
 const VARIABLE_PREFIX: &str = "MUSTER_";
@@ -197,6 +199,13 @@ impl Overlay {
                 let (name, place) = (key.get_ref(), at(key.span().start));
                 if !namespace::KEYS.iter().any(|known| known.name == name) {
                     return Err(unknown_key(&format!("{NAMESPACE}.{name}"), place));
+                }
+                if name == HISTORY
+                    && let Some(value) = value.get(HISTORY)
+                    && let Err(error) = History::deserialize(value.clone())
+                {
+                    let key = format!("{NAMESPACE}.{HISTORY}");
+                    return Err(bad_value(&key, error.message().into(), place));
                 }
             }
             match Namespace::deserialize(value) {

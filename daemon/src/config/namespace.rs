@@ -1,8 +1,11 @@
 //! Namespaces: what differs for channels whose names begin alike.
 
+use std::{cmp::Reverse, time::Duration};
+
 use serde::{Deserialize, Serialize};
 
-use super::KeyDoc;
+use super::{KeyDoc, duration};
+use crate::ByteSize;
 
 /// Options for the channels whose names begin with a prefix. Of several
 /// prefixes that fit, the longest one's options count, all of them; a channel
@@ -21,6 +24,45 @@ pub struct Namespace {
     /// What becomes of publications for a client that reads too slowly.
     #[serde(default)]
     pub slow_client: SlowClient,
+    /// What is kept of each channel for those who read it later; absent: nothing
+    /// but the tail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<History>,
+}
+
+/// How much of each channel is kept: all of the bounds that are given hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// Publications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Bytes of their data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ByteSize>,
+    /// Time since each was published.
+    #[serde(with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub age: Option<Duration>,
+}
+
+/// The namespaces, so that the one whose options count for a channel is the
+/// first that fits: the longest prefix.
+#[derive(Debug, Default)]
+pub struct Namespaces(Vec<Namespace>);
+
+impl Namespaces {
+    #[must_use]
+    pub fn new(mut namespaces: Vec<Namespace>) -> Self {
+        namespaces.sort_by_key(|namespace| Reverse(namespace.prefix.len()));
+        Self(namespaces)
+    }
+
+    /// The one whose options count for a channel of this name.
+    #[must_use]
+    pub fn of(&self, channel: &[u8]) -> Option<&Namespace> {
+        let mut namespaces = self.0.iter();
+        namespaces.find(|namespace| channel.starts_with(namespace.prefix.as_bytes()))
+    }
 }
 
 /// Who may do something with a channel.
@@ -79,6 +121,14 @@ pub(super) const KEYS: &[KeyDoc] = &[
         doc: &[
             "Beyond limits.outbox_bytes_max: `close` the client with 1008, `drop_oldest`",
             "publications, or keep only the `latest` of each channel.",
+        ],
+    },
+    KeyDoc {
+        name: "history",
+        doc: &[
+            "What each channel keeps for clients that ask for it, beyond",
+            "broker.tail_age: so many publications (`count`), so many `bytes` of data, for",
+            "so long (`age`); one of them or several, which then all hold. Absent: nothing.",
         ],
     },
 ];

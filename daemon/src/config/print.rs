@@ -1,11 +1,11 @@
 //! The configuration as text for people; both forms are files that load.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{Config, Namespace, SECTIONS, Source, load::namespace_key, namespace};
+use super::{Config, History, Namespace, SECTIONS, Source, load::namespace_key, namespace};
 
 /// Every key with its documentation and its default, all of it commented out:
 /// a file to start from.
@@ -38,6 +38,11 @@ pub fn commented_defaults() -> String {
     text.push_str("#[[namespace]]\n");
     let example = Namespace {
         prefix: "lobby:".into(),
+        history: Some(History {
+            count: Some(1000),
+            age: Some(Duration::from_secs(600)),
+            ..History::default()
+        }),
         ..Namespace::default()
     };
     let example = Table::try_from(example).expect("a namespace is always TOML");

@@ -357,13 +357,15 @@ fn the_commented_defaults_load_as_the_defaults_with_and_without_their_comment_si
         })
         .collect();
     let mut loaded = load_with(Some(&uncommented), &[], &[]).unwrap();
-    // The one thing that has no default is shown by an example.
+    // The things that have no default are shown by an example.
     let example = loaded.config.namespace.pop().unwrap();
-    let prefix = example.prefix.clone();
+    let (prefix, history) = (example.prefix.clone(), example.history);
+    assert!(history.is_some_and(|history| history.count == Some(1000)));
     assert_eq!(
         example,
         Namespace {
             prefix,
+            history,
             ..Namespace::default()
         }
     );
@@ -378,16 +380,23 @@ fn the_commented_defaults_load_as_the_defaults_with_and_without_their_comment_si
 fn namespaces_are_read_printed_and_read_again() {
     let file = "[limits]\nmessages_per_second = { rate = 10, burst = 20 }\n\
                 [[namespace]]\nprefix = \"lobby:\"\npublish = \"authenticated\"\n\
-                slow_client = \"drop_oldest\"\n[[namespace]]\nprefix = \"\"\nsubscribe = \"nobody\"\n";
+                slow_client = \"drop_oldest\"\n[[namespace]]\nprefix = \"\"\nsubscribe = \"nobody\"\n\
+                history = { count = 1000, bytes = \"64KiB\", age = \"10m\" }\n";
     let loaded = load_with(Some(file), &[], &[]).unwrap();
     let lobby = Namespace {
         prefix: "lobby:".into(),
         publish: Right::Authenticated,
         subscribe: Right::Anyone,
         slow_client: SlowClient::DropOldest,
+        history: None,
     };
     let rest = Namespace {
         subscribe: Right::Nobody,
+        history: Some(History {
+            count: Some(1000),
+            bytes: Some(ByteSize::kib(64)),
+            age: Some(Duration::from_secs(600)),
+        }),
         ..Namespace::default()
     };
     assert_eq!(loaded.config.namespace, [lobby, rest]);
@@ -443,6 +452,47 @@ fn a_wrong_namespace_is_refused_with_its_place() {
         variable.contains("in the configuration file only"),
         "{variable}"
     );
+}
+
+#[test]
+fn a_history_has_bounds_that_can_be_kept() {
+    for (history, expected) in [
+        (
+            "{}",
+            "namespace.history: one of count, bytes and age must be given",
+        ),
+        ("{ count = 0 }", "namespace.history: count: 0 keeps nothing"),
+        ("{ count = -1 }", "line 3: namespace.history: invalid value"),
+        (
+            "{ bytes = 0 }",
+            "bytes: 0B is not between 1B and broker.tail_bytes_max 4MiB",
+        ),
+        ("{ bytes = \"5MiB\" }", "bytes: 5MiB is not between"),
+        (
+            "{ bytes = \"many\" }",
+            "line 3: namespace.history: `many` is not a size",
+        ),
+        ("{ age = \"0s\" }", "age: 0s is not between 1ms and"),
+        (
+            "{ age = \"soon\" }",
+            "line 3: namespace.history: `soon` is not a duration",
+        ),
+        (
+            "{ size = 3 }",
+            "line 3: namespace.history: unknown field `size`",
+        ),
+        ("10", "line 3: namespace.history: invalid type"),
+    ] {
+        let refusal = refusal(&format!(
+            "[[namespace]]\nprefix = \"a\"\nhistory = {history}"
+        ));
+        assert!(refusal.contains(expected), "{history}: {refusal}");
+        assert!(refusal.contains("muster.toml"), "{history}: {refusal}");
+    }
+    for history in ["{ count = 1 }", "{ age = \"30d\" }", "{ bytes = \"4MiB\" }"] {
+        let file = format!("[[namespace]]\nprefix = \"a\"\nhistory = {history}");
+        assert!(load_with(Some(&file), &[], &[]).is_ok(), "{history}");
+    }
 }
 
 #[test]

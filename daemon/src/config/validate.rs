@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use muster_wire::CHANNEL_NAME_BYTES_MAX;
 
-use super::{Config, load::namespace_key};
+use super::{Config, History, load::namespace_key};
 use crate::ByteSize;
 
 /// Browsers fire a timer beyond 2³¹ ms at once.
@@ -27,6 +27,8 @@ const MESSAGE_BYTES_MAX: ByteSize = ByteSize::mib(64);
 /// Every shard has files, however little is in them.
 const JOURNAL_BYTES_MIN: ByteSize = ByteSize::mib(16);
 const THREADS_MAX: u32 = 256;
+/// A broker puts no more into one answer.
+const HISTORY_PUBLICATIONS_MAX: u32 = 1000;
 /// Longest time that a setting may name: far from every overflow.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -80,7 +82,41 @@ fn namespaces(config: &Config) -> Result<(), Invalid> {
             reason,
         });
     }
+    for (index, namespace) in config.namespace.iter().enumerate() {
+        if let Some(reason) = namespace.history.and_then(|history| wrong(history, config)) {
+            return Err(Invalid {
+                key: "namespace.history",
+                namespace: Some(index),
+                reason,
+            });
+        }
+    }
     Ok(())
+}
+
+/// Why no channel can keep that.
+fn wrong(history: History, config: &Config) -> Option<String> {
+    let tail_bytes_max = config.broker.tail_bytes_max;
+    let age_max = Seconds(DURATION_MAX);
+    match history {
+        History {
+            count: None,
+            bytes: None,
+            age: None,
+        } => Some("one of count, bytes and age must be given".into()),
+        History { count: Some(0), .. } => Some("count: 0 keeps nothing; leave history out".into()),
+        History {
+            bytes: Some(bytes), ..
+        } if bytes > tail_bytes_max || bytes == ByteSize(0) => Some(format!(
+            "bytes: {bytes} is not between 1B and broker.tail_bytes_max {tail_bytes_max}, which \
+             is all that a shard keeps"
+        )),
+        History { age: Some(age), .. } if age > DURATION_MAX || age.is_zero() => Some(format!(
+            "age: {} is not between 1ms and {age_max}",
+            human(age)
+        )),
+        History { .. } => None,
+    }
 }
 
 fn listener(config: &Config) -> Result<(), Invalid> {
@@ -191,6 +227,12 @@ fn sizes(config: &Config) -> Result<(), Invalid> {
         "limits.messages_per_second",
         rate.rate > 0 && rate.burst > 0,
         || "rate and burst must be at least 1".into(),
+    )?;
+    within(
+        "limits.history_publications_max",
+        limits.history_publications_max,
+        1,
+        HISTORY_PUBLICATIONS_MAX,
     )?;
     within(
         "limits.message_bytes_max",

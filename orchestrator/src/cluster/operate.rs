@@ -54,6 +54,7 @@ impl Cluster {
             }
             query::Request::Client(_)
             | query::Request::Channels(_)
+            | query::Request::History(_)
             | query::Request::Connections(_)
             | query::Request::LogFilter(_) => ANSWER_TIMEOUT,
         };

@@ -7,7 +7,10 @@ use muster_daemon::{
     exit,
     runtime_dir::{self, RuntimeDir, RuntimeDirError},
 };
-use muster_proto::control::{self as pb, client_command::Action, operator_client::OperatorClient};
+use muster_proto::{
+    CONTROL_MESSAGE_BYTES_MAX,
+    control::{self as pb, client_command::Action, operator_client::OperatorClient},
+};
 use tokio::net::UnixStream;
 use tonic::{
     Code,
@@ -98,7 +101,8 @@ impl Operator {
             }
         }
         let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
-        let client = OperatorClient::new(endpoint.connect().await?);
+        let client = OperatorClient::new(endpoint.connect().await?)
+            .max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX);
         Ok((Self { client }, dir))
     }
 
@@ -147,6 +151,14 @@ impl Operator {
         let request = pb::PublishRequest { channel, data };
         let answer = self.client.publish(request).await;
         answer.map(|_| ()).map_err(refused)
+    }
+
+    pub(crate) async fn history(
+        &mut self,
+        request: pb::HistoryRequest,
+    ) -> Result<pb::HistoryResponse, OperatorError> {
+        let answer = self.client.history(request).await;
+        Ok(answer.map_err(refused)?.into_inner())
     }
 
     pub(crate) async fn channels(

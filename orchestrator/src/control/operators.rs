@@ -6,6 +6,7 @@ use muster_daemon::{exit::chain, telemetry};
 use muster_proto::control::{
     self as pb, operator_server::Operator, publish_result::Outcome, query::Request as Query,
 };
+use muster_wire::ChannelName;
 use tonic::{Response, Status, codegen::async_trait};
 
 use super::{Goal, Request, ScaleRefused, Whom, server::Control};
@@ -103,6 +104,30 @@ impl Operator for Control {
             Outcome::Refused => Err(Status::resource_exhausted(message)),
             Outcome::Invalid => Err(Status::invalid_argument(message)),
             Outcome::Unknown | Outcome::Unspecified => Err(Status::deadline_exceeded(message)),
+        }
+    }
+
+    async fn history(
+        &self,
+        request: tonic::Request<pb::HistoryRequest>,
+    ) -> Result<Response<pb::HistoryResponse>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit)?;
+        ChannelName::try_from(&*request.channel)
+            .map_err(|error| Status::invalid_argument(format!("the channel's name: {error}")))?;
+        let gathered = self.query(Query::History(request), Whom::AnyWorker).await?;
+        let Gather::History(result) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        match result {
+            Some(pb::HistoryResult {
+                history: Some(history),
+                ..
+            }) => Ok(Response::new(history)),
+            Some(pb::HistoryResult { error, .. }) => Err(Status::unavailable(error)),
+            None => Err(Status::unavailable(
+                "the worker that was to read it did not answer: try again",
+            )),
         }
     }
 

@@ -81,7 +81,8 @@ pub(crate) async fn serve(
         streams: Arc::default(),
     };
     let both = Both {
-        nodes: NodesServer::new(service.clone()),
+        nodes: NodesServer::new(service.clone())
+            .max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX),
         operator: OperatorServer::new(service).max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX),
     };
     let connections = UnixListenerStream::new(listener);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::value::RawValue;
 
-use crate::ChannelName;
+use crate::{ChannelName, Position};
 
 /// What a subscription asks for.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,9 @@ pub struct SubscribeOptions {
     pub wait_for_auth: bool,
     /// For the server's application.
     pub data: Option<Box<RawValue>>,
+    /// Resume on the next connection where the last one ended, and hear of what is
+    /// missing; on servers that know positions. Others ignore it.
+    pub resume: bool,
 }
 
 /// The wanted state; asked for anew on each connection.
@@ -28,6 +31,10 @@ pub(super) struct Channels {
 struct Wanted {
     options: SubscribeOptions,
     state: State,
+    /// Where the subscription is, if it resumes and the server knows positions.
+    position: Option<Position>,
+    /// The last offset since the present connection was asked.
+    seen: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +49,8 @@ impl Channels {
         self.wanted.entry(channel.clone()).or_insert(Wanted {
             options,
             state: State::Pending,
+            position: None,
+            seen: 0,
         });
     }
 
@@ -67,18 +76,48 @@ impl Channels {
             .collect()
     }
 
-    pub(super) fn asked(&mut self, channel: &ChannelName, cid: u64) -> Option<&SubscribeOptions> {
+    pub(super) fn asked(
+        &mut self,
+        channel: &ChannelName,
+        cid: u64,
+    ) -> Option<(&SubscribeOptions, Option<Position>)> {
         let wanted = self.wanted.get_mut(channel)?;
         wanted.state = State::Asked { cid };
+        wanted.seen = 0;
         self.asked.insert(cid, channel.clone());
-        Some(&wanted.options)
+        Some((&wanted.options, wanted.position))
     }
 
-    /// The server has subscribed; which channel, if it is still wanted.
-    pub(super) fn accepted(&mut self, cid: u64) -> Option<ChannelName> {
+    /// The server has subscribed, right after `position` if it knows positions;
+    /// which channel, if it is still wanted.
+    pub(super) fn accepted(&mut self, cid: u64, position: Option<Position>) -> Option<ChannelName> {
         let channel = self.asked.remove(&cid)?;
-        self.wanted.get_mut(&channel)?.state = State::Subscribed;
+        let wanted = self.wanted.get_mut(&channel)?;
+        wanted.state = State::Subscribed;
+        wanted.moved_to(position);
         Some(channel)
+    }
+
+    /// The subscription goes on right after this position; false if nobody wants
+    /// the channel.
+    pub(super) fn skipped_to(&mut self, channel: &str, position: Position) -> bool {
+        let wanted = self.wanted.get_mut(channel);
+        wanted.is_some_and(|wanted| {
+            wanted.seen = 0;
+            wanted.moved_to(Some(position));
+            true
+        })
+    }
+
+    /// A publication came.
+    pub(super) fn reached(&mut self, channel: &str, offset: u64) {
+        if let Some(wanted) = self.wanted.get_mut(channel) {
+            wanted.seen = wanted.seen.max(offset);
+            // Before the server has answered, the generation may be another.
+            if wanted.state == State::Subscribed {
+                wanted.moved_to(wanted.position);
+            }
+        }
     }
 
     /// The server refused; which channel, if it is still wanted.
@@ -100,5 +139,15 @@ impl Channels {
         for wanted in self.wanted.values_mut() {
             wanted.state = State::Pending;
         }
+    }
+}
+
+impl Wanted {
+    /// Publications may come before the answer that names the position.
+    fn moved_to(&mut self, position: Option<Position>) {
+        self.position = position.map(|position| Position {
+            offset: position.offset.max(self.seen),
+            ..position
+        });
     }
 }

@@ -65,10 +65,19 @@ pub enum Event {
         /// The server's word on it.
         message: Option<String>,
     },
+    /// Publications on a wanted channel are missing and will not come; others
+    /// will. Only of subscriptions that resume.
+    Missed {
+        /// Where.
+        channel: ChannelName,
+    },
     /// A publication on a wanted channel.
     Publication {
         /// Where.
         channel: ChannelName,
+        /// Its place there, if the subscription resumes and the server knows
+        /// positions.
+        offset: Option<u64>,
         /// What.
         data: Option<Box<RawValue>>,
     },

@@ -9,7 +9,7 @@ use super::{
     calls::Kind,
     packet::{
         self, AuthenticateAnswer, BadToken, HandshakeAnswer, Inbound, KickOut, SetAuthToken,
-        StatusCode,
+        StatusCode, SubscribedAt,
     },
 };
 use crate::{Millis, close::CloseCode, packet::ChannelData};
@@ -133,7 +133,7 @@ impl Session {
             Some(Kind::Authenticate { token }) => {
                 self.handle_authenticate_answer(rid, token, error, packet.data);
             }
-            None => self.handle_subscribe_answer(rid, error),
+            None => self.handle_subscribe_answer(rid, error, packet.data),
         }
     }
 
@@ -164,11 +164,24 @@ impl Session {
         }
     }
 
-    fn handle_subscribe_answer(&mut self, rid: u64, error: Option<ServerError>) {
+    fn handle_subscribe_answer(
+        &mut self,
+        rid: u64,
+        error: Option<ServerError>,
+        data: Option<&RawValue>,
+    ) {
         match error {
             None => {
-                if let Some(channel) = self.channels.accepted(rid) {
-                    self.tell(Event::Subscribed { channel });
+                let at: Option<SubscribedAt> = parse(data);
+                let position = at.as_ref().and_then(SubscribedAt::position);
+                if let Some(channel) = self.channels.accepted(rid, position) {
+                    let is_whole = at.is_none_or(|at| at.recovered);
+                    self.tell(Event::Subscribed {
+                        channel: channel.clone(),
+                    });
+                    if !is_whole {
+                        self.tell(Event::Missed { channel });
+                    }
                 }
             }
             Some(error) => {
@@ -183,6 +196,7 @@ impl Session {
         match event {
             "#publish" => self.handle_publication(packet.data),
             "#kickOut" => self.handle_kick_out(packet.data),
+            "#position" => self.handle_position(packet.data),
             "#setAuthToken" => {
                 if let Some(SetAuthToken { token }) = parse(packet.data) {
                     self.set_authenticated(token);
@@ -210,6 +224,8 @@ impl Session {
         let ChannelData {
             channel: Some(channel),
             data,
+            offset,
+            ..
         } = ChannelData::parse(data)
         else {
             return;
@@ -218,10 +234,28 @@ impl Session {
         let Some(channel) = self.channels.find(&channel).cloned() else {
             return;
         };
+        if let Some(offset) = offset {
+            self.channels.reached(&channel, offset);
+        }
         self.tell(Event::Publication {
             channel,
+            offset,
             data: data.map(ToOwned::to_owned),
         });
+    }
+
+    /// Something is missing; the subscription goes on elsewhere.
+    fn handle_position(&mut self, data: Option<&RawValue>) {
+        let at: Option<SubscribedAt> = parse(data);
+        let Some(position) = at.as_ref().and_then(SubscribedAt::position) else {
+            return;
+        };
+        let name = at.and_then(|at| at.channel).unwrap_or_default();
+        if self.channels.skipped_to(&name, position)
+            && let Some(channel) = self.channels.find(&name).cloned()
+        {
+            self.tell(Event::Missed { channel });
+        }
     }
 
     fn handle_kick_out(&mut self, data: Option<&RawValue>) {

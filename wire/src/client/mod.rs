@@ -401,8 +401,8 @@ impl Session {
         }
         for channel in self.channels.to_ask(self.is_authenticated) {
             let cid = self.calls.next_cid();
-            if let Some(options) = self.channels.asked(&channel, cid) {
-                let packet = Outbound::subscribe(&channel, options, cid);
+            if let Some(asked) = self.channels.asked(&channel, cid) {
+                let packet = Outbound::subscribe(&channel, asked, cid);
                 self.send(packet);
             }
         }

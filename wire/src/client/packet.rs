@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::SubscribeOptions;
+use crate::position::{Generation, Position};
 
 /// A packet to send.
 #[derive(Serialize)]
@@ -30,6 +31,9 @@ struct OnChannel<'a> {
     wait_for_auth: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
+    /// `null`: none yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Option<Position>>,
 }
 
 #[derive(Serialize)]
@@ -69,20 +73,28 @@ impl Outbound<'_, ()> {
                 channel,
                 wait_for_auth: false,
                 data,
+                since: None,
             }),
             cid,
         )
     }
 
-    pub(super) fn subscribe(channel: &str, options: &SubscribeOptions, cid: u64) -> String {
+    /// With the last position, if there is one.
+    pub(super) fn subscribe(
+        channel: &str,
+        (options, since): (&SubscribeOptions, Option<Position>),
+        cid: u64,
+    ) -> String {
         let SubscribeOptions {
             wait_for_auth,
             data,
+            resume,
         } = options;
         let data = OnChannel {
             channel,
             wait_for_auth: *wait_for_auth,
             data: data.as_deref(),
+            since: resume.then_some(since),
         };
         packet("#subscribe", Some(data), Some(cid))
     }
@@ -213,6 +225,23 @@ pub(super) struct BadToken {
 pub(super) struct StatusCode {
     #[serde(rename = "statusCode", default)]
     pub(super) status_code: Option<u16>,
+}
+
+/// `data` of the answer to a `#subscribe` with a position, and of `#position`.
+#[derive(Deserialize)]
+pub(super) struct SubscribedAt {
+    pub(super) channel: Option<String>,
+    generation: String,
+    offset: u64,
+    pub(super) recovered: bool,
+}
+
+impl SubscribedAt {
+    pub(super) fn position(&self) -> Option<Position> {
+        let Generation(generation) = self.generation.parse().ok()?;
+        let offset = self.offset;
+        Some(Position { generation, offset })
+    }
 }
 
 /// `data` of `#kickOut`.

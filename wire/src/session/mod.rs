@@ -6,6 +6,7 @@
 
 mod answers;
 mod heartbeat;
+mod history;
 mod id;
 mod pace;
 mod subscriptions;
@@ -21,11 +22,12 @@ use serde_json::value::RawValue;
 use self::{answers::Answers, pace::Pace, subscriptions::Subscriptions};
 pub use self::{
     heartbeat::Heartbeat,
+    history::{HistoryEntry, HistoryPage, HistoryRead},
     id::{SESSION_ID_LEN, SessionId},
     pace::Rate,
 };
 use crate::{
-    CallId, ChannelName, ChannelNameError, Millis,
+    CallId, ChannelName, ChannelNameError, Millis, Position,
     answer::{self, CallError},
     close::CloseCode,
     packet::{self, ChannelData, Packet, Version},
@@ -89,6 +91,10 @@ pub trait Host {
 
     /// Whether a client may do that, with a token that stands or without.
     fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool;
+
+    /// How many publications a client may ask for at once of what the channel
+    /// keeps; `None` if it keeps nothing for clients to read.
+    fn history_limit(&self, channel: &str) -> Option<u32>;
 }
 
 /// The present, as a session sees it.
@@ -117,10 +123,20 @@ pub enum Effect<'a> {
     Nothing,
     /// Tell [`Session::confirm`] once the channel's owner has the subscription.
     Subscribe(ChannelName),
+    /// The same for a client that wants positions: what came after this one first,
+    /// then [`Session::confirm_at`].
+    Follow {
+        /// Which channel.
+        channel: ChannelName,
+        /// The last position that the client has.
+        since: Option<Position>,
+    },
     /// The session no longer wants the channel.
     Unsubscribe(ChannelName),
     /// Hand the publication to its owner; then, if `cid` is there, answer it.
     Publish(Publish<'a>),
+    /// Ask the channel's owner, then tell [`Session::answer_read`].
+    Read(HistoryRead),
     /// Send what is queued and end the connection.
     Close(CloseCode),
 }
@@ -146,6 +162,8 @@ pub struct Session {
     token: Option<Token>,
     /// Publications so far.
     published: u64,
+    /// Reads of histories so far.
+    reads: u64,
     heartbeat: Heartbeat,
     subscriptions: Subscriptions,
     answers: Answers,
@@ -179,6 +197,7 @@ impl Session {
             },
             token: None,
             published: 0,
+            reads: 0,
             heartbeat: Heartbeat::new(now, rules),
             subscriptions: Subscriptions::default(),
             answers: Answers::default(),
@@ -215,6 +234,7 @@ impl Session {
     #[must_use]
     pub fn is_congested(&self, rules: &Rules) -> bool {
         self.answers.len() > rules.channels_max + answers::WAITING_MAX
+            || self.answers.pending_reads() >= history::READS_MAX
     }
 
     /// Whether the client went faster than it may, so that nothing more may be
@@ -316,6 +336,7 @@ impl Session {
             "#publish" => self.publish(packet.data, packet.cid, cx),
             "#subscribe" => self.subscribe(packet.data, packet.cid, cx),
             "#unsubscribe" => self.unsubscribe(packet.data, packet.cid.as_ref(), cx),
+            "history" => self.read_history(packet.data, packet.cid.as_ref(), cx),
             other => {
                 if other == "#disconnect" {
                     // Only v14 and older send it.
@@ -334,6 +355,27 @@ impl Session {
     pub fn confirm(&mut self, channel: &str, cx: &mut Context<'_>) {
         self.subscriptions.confirm(channel);
         self.answers.resolve(channel, answer::success, cx.out);
+    }
+
+    /// The same for a client that wants positions: the subscription goes on right
+    /// after this one. `recovered` is false when what came after the position that
+    /// the client had is not kept any more.
+    pub fn confirm_at(
+        &mut self,
+        channel: &str,
+        position: Position,
+        recovered: bool,
+        cx: &mut Context<'_>,
+    ) {
+        self.subscriptions.confirm(channel);
+        let frame = |cid: &CallId| answer::subscribed_at(cid, position, recovered);
+        self.answers.resolve(channel, frame, cx.out);
+    }
+
+    /// Whether the session subscribes to the channel and wants positions.
+    #[must_use]
+    pub fn follows(&self, channel: &str) -> bool {
+        self.subscriptions.follows(channel)
     }
 
     /// The channel's owner will not have the subscription.
@@ -451,7 +493,7 @@ impl Session {
         cid: Option<CallId>,
         cx: &mut Context<'_>,
     ) -> Effect<'a> {
-        let ChannelData { channel, data } = ChannelData::parse(data);
+        let ChannelData { channel, data, .. } = ChannelData::parse(data);
         match self.allowed_channel(channel, Action::Publish, cx.host) {
             Ok(channel) => {
                 self.published += 1;
@@ -477,11 +519,14 @@ impl Session {
             return Effect::Nothing;
         };
         // v14 servers also took a bare string.
-        let channel = ChannelData::parse(data)
-            .channel
-            .or_else(|| data.and_then(packet::string));
+        let ChannelData { channel, since, .. } = ChannelData::parse(data);
+        let channel = channel.or_else(|| data.and_then(packet::string));
         let channel = match self.allowed_channel(channel, Action::Subscribe, cx.host) {
             Ok(channel) => channel,
+            Err(error) => return self.answer_failure(Some(&cid), &error, cx),
+        };
+        let since = match since.map(history::since).transpose() {
+            Ok(since) => since,
             Err(error) => return self.answer_failure(Some(&cid), &error, cx),
         };
         match self.subscriptions.find(&channel) {
@@ -502,9 +547,12 @@ impl Session {
                 self.answer_failure(Some(&cid), &error, cx)
             }
             None => {
-                self.subscriptions.insert(channel.clone());
+                self.subscriptions.insert(channel.clone(), since.is_some());
                 self.answers.wait(cid, channel.clone());
-                Effect::Subscribe(channel)
+                match since {
+                    None => Effect::Subscribe(channel),
+                    Some(since) => Effect::Follow { channel, since },
+                }
             }
         }
     }
@@ -542,13 +590,22 @@ impl Session {
         host: &dyn Host,
     ) -> Result<ChannelName, CallError> {
         let channel = wanted_channel(channel, action.as_str(), host)?;
+        self.check_right(&channel, action, host).map(|()| channel)
+    }
+
+    fn check_right(
+        &self,
+        channel: &ChannelName,
+        action: Action,
+        host: &dyn Host,
+    ) -> Result<(), CallError> {
         let is_authenticated = self.is_authenticated();
-        if host.allows(action, &channel, is_authenticated) {
-            return Ok(channel);
+        if host.allows(action, channel, is_authenticated) {
+            return Ok(());
         }
         // What a client without a token could get by having one, it is told.
-        let with_token = !is_authenticated && host.allows(action, &channel, true);
-        Err(CallError::not_allowed(action, &channel, with_token))
+        let with_token = !is_authenticated && host.allows(action, channel, true);
+        Err(CallError::not_allowed(action, channel, with_token))
     }
 
     /// A packet without cid fails in silence.

@@ -14,6 +14,8 @@ struct Subscription {
     channel: ChannelName,
     /// The channel's owner has it.
     confirmed: bool,
+    /// The client wants positions.
+    follows: bool,
 }
 
 impl Subscriptions {
@@ -31,7 +33,13 @@ impl Subscriptions {
         Some(self.0[index].confirmed)
     }
 
-    pub(super) fn insert(&mut self, channel: ChannelName) {
+    /// Whether the channel is subscribed with positions.
+    pub(super) fn follows(&self, channel: &str) -> bool {
+        self.search(channel)
+            .is_ok_and(|index| self.0[index].follows)
+    }
+
+    pub(super) fn insert(&mut self, channel: ChannelName, follows: bool) {
         if let Err(index) = self.search(&channel) {
             if self.0.capacity() == 0 {
                 // Most clients have one or two channels; the default would
@@ -43,6 +51,7 @@ impl Subscriptions {
                 Subscription {
                     channel,
                     confirmed: false,
+                    follows,
                 },
             );
         }

@@ -1,11 +1,12 @@
 //! Transcripts: what a client says, what it hears, what the worker must do.
 
+mod history;
 mod limits;
 
 use std::{cell::RefCell, time::Duration};
 
 use super::*;
-use crate::packet::Incoming;
+use crate::{Position, packet::Incoming};
 
 const RULES: Rules = Rules {
     handshake_timeout: Duration::from_secs(10),
@@ -51,6 +52,26 @@ impl Host for TestHost {
         };
         !channel.starts_with("shut") && (is_authenticated || !channel.starts_with(prefix))
     }
+
+    /// What has `kept` in its name keeps a history.
+    fn history_limit(&self, channel: &str) -> Option<u32> {
+        channel.contains("kept").then_some(200)
+    }
+}
+
+fn reading(read: &HistoryRead) -> String {
+    let shown = |position: Option<Position>| {
+        position.map_or("-".to_owned(), |position| position.to_string())
+    };
+    format!(
+        "{}: {} since {} before {} limit {} newest_first {}",
+        read.id,
+        read.channel,
+        shown(read.since),
+        shown(read.before),
+        read.limit,
+        read.newest_first
+    )
 }
 
 struct Client {
@@ -99,6 +120,10 @@ impl Client {
                 effects.borrow_mut().extend(match effect {
                     Effect::Nothing => None,
                     Effect::Subscribe(name) => Some(format!("subscribe {name}")),
+                    Effect::Follow { channel, since } => Some(format!(
+                        "follow {channel} since {}",
+                        since.map_or("nothing".to_owned(), |since| since.to_string())
+                    )),
                     Effect::Unsubscribe(name) => Some(format!("unsubscribe {name}")),
                     Effect::Publish(Publish {
                         channel,
@@ -110,6 +135,7 @@ impl Client {
                         data.map_or("absent", RawValue::get),
                         cid.map_or("none".into(), |cid| cid.to_string())
                     )),
+                    Effect::Read(read) => Some(format!("read {}", reading(&read))),
                     Effect::Close(code) => Some(format!("close {code}")),
                 });
             };

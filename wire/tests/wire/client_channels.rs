@@ -56,7 +56,7 @@ fn a_subscription_is_asked_for_once_and_brings_publications() {
     bench.receive(r##"{"event":"#publish"}"##);
     let did = [
         event("subscribed a\"b"),
-        event("publication a\"b {\"x\":1.0}"),
+        event("publication a\"b {\"x\":1.0} at 7"),
         event("publication a\"b -"),
     ];
     assert_eq!(bench.did(), did);
@@ -169,6 +169,7 @@ fn a_channel_that_waits_for_authentication_is_asked_for_after_it() {
     let options = SubscribeOptions {
         wait_for_auth: true,
         data: Some(data),
+        ..SubscribeOptions::default()
     };
     bench.session.subscribe(&name("a"), options).unwrap();
     assert_eq!(bench.did(), []);
@@ -189,4 +190,67 @@ fn an_ended_session_takes_no_subscription() {
             .subscribe(&name("a"), SubscribeOptions::default())
             .is_err()
     );
+}
+
+#[test]
+fn a_subscription_that_resumes_says_where_it_was_and_tells_what_is_missing() {
+    let mut bench = Bench::open(SessionConfig::default());
+    let options = SubscribeOptions {
+        resume: true,
+        ..SubscribeOptions::default()
+    };
+    bench.session.subscribe(&name("a"), options).unwrap();
+    let asked = |since: &str, cid: u64| {
+        send(&format!(
+            r##"{{"event":"#subscribe","data":{{"channel":"a","since":{since}}},"cid":{cid}}}"##
+        ))
+    };
+    let at = |generation: u64, offset: u64| {
+        format!(r#""generation":"{generation:016x}","offset":{offset}"#)
+    };
+    let publication = |offset: u64| {
+        format!(r##"{{"event":"#publish","data":{{"channel":"a","data":1,"offset":{offset}}}}}"##)
+    };
+    assert_eq!(bench.did(), [asked("null", 2)]);
+    // The first publication overtakes the answer.
+    bench.receive(&publication(6));
+    bench.receive(&format!(
+        r#"{{"rid":2,"data":{{{},"recovered":true}}}}"#,
+        at(7, 5)
+    ));
+    bench.receive(&publication(7));
+    let did = [
+        event("publication a 1 at 6"),
+        event("subscribed a"),
+        event("publication a 1 at 7"),
+    ];
+    assert_eq!(bench.did(), did);
+
+    reconnect(&mut bench, 3);
+    let since = format!("{{{}}}", at(7, 7));
+    assert!(bench.did().contains(&asked(&since, 4)));
+    bench.receive(&format!(
+        r#"{{"rid":4,"data":{{{},"recovered":false}}}}"#,
+        at(8, 2)
+    ));
+    assert_eq!(bench.did(), [event("subscribed a"), event("missed a")]);
+    bench.receive(&publication(3));
+    bench.receive(&format!(
+        r##"{{"event":"#position","data":{{"channel":"a",{},"recovered":false}}}}"##,
+        at(9, 1)
+    ));
+    for nonsense in [
+        r##"{"event":"#position"}"##,
+        r##"{"event":"#position","data":{"channel":"a","generation":"x","offset":1,"recovered":false}}"##,
+        r##"{"event":"#position","data":{"channel":"b","generation":"0000000000000001","offset":1,"recovered":false}}"##,
+    ] {
+        bench.receive(nonsense);
+    }
+    assert_eq!(
+        bench.did(),
+        [event("publication a 1 at 3"), event("missed a")]
+    );
+    reconnect(&mut bench, 5);
+    let since = format!("{{{}}}", at(9, 1));
+    assert!(bench.did().contains(&asked(&since, 6)));
 }

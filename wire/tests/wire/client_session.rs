@@ -106,7 +106,17 @@ fn describe(event: Event) -> String {
         Event::Subscribed { channel } => format!("subscribed {channel}"),
         Event::SubscribeFailed { channel, error } => format!("not subscribed {channel} {error}"),
         Event::KickedOut { channel, message } => format!("kicked {channel} {message:?}"),
-        Event::Publication { channel, data } => format!("publication {channel} {}", json(data)),
+        Event::Missed { channel } => format!("missed {channel}"),
+        Event::Publication {
+            channel,
+            data,
+            offset: None,
+        } => format!("publication {channel} {}", json(data)),
+        Event::Publication {
+            channel,
+            data,
+            offset: Some(offset),
+        } => format!("publication {channel} {} at {offset}", json(data)),
         Event::Received { event, data } => format!("received {event} {}", json(data)),
         Event::Authenticated { token } => format!("authenticated {token}"),
         Event::Deauthenticated => "deauthenticated".to_owned(),

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Engine;
-use crate::link::{LinkEvent, LinkSender, run_link};
+use crate::link::{LinkEvent, LinkRead, LinkSender, run_link};
 
 /// One link per broker of the view.
 #[derive(Debug)]
@@ -90,6 +90,10 @@ impl Engine {
             } => {
                 return self.handle_batch(broker, incarnation, batch);
             }
+            LinkEvent::Read { id, response } => {
+                let clients = &mut self.connections;
+                self.core.handle_read(id, response, clients, self.now);
+            }
             LinkEvent::Down {
                 broker,
                 incarnation,
@@ -148,6 +152,18 @@ impl Engine {
         }
     }
 
+    /// Hands reads to the links of the channels' owners.
+    pub(super) fn send_reads(&mut self) {
+        let (links, view) = (&self.links, self.core.router.view());
+        self.core.reads.send(|id, question| {
+            let owner = view.owner(question.shard())?.slot;
+            let sender = links.by_broker.get(&owner)?.sender.as_ref()?;
+            let request = question.request();
+            sender.reserve_read()?.send(LinkRead { id, request });
+            Some(owner)
+        });
+    }
+
     pub(crate) fn heartbeat(&self) -> Heartbeat {
         let stats = &self.core.stats;
         let stats = WorkerStats {
@@ -160,6 +176,8 @@ impl Engine {
             links: u32::try_from(self.core.router.links_up()).unwrap_or(u32::MAX),
             slow_clients_closed: stats.slow_clients_closed,
             dropped: stats.dropped,
+            resumed: stats.resumed,
+            holes_told: stats.holes_told,
         };
         Heartbeat {
             stats: Some(heartbeat::Stats::Worker(stats)),

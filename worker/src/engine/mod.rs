@@ -183,7 +183,9 @@ impl Engine {
             self.cut_slow_client(key);
         }
         self.write();
+        self.connections.count(&mut self.core.stats);
         self.send_batches();
+        self.send_reads();
     }
 
     /// A turn's share of what is to be written.
@@ -193,14 +195,12 @@ impl Engine {
                 Some(key) => self.flush(key),
                 None => {
                     let share = WRITES_MAX - written;
-                    let stats = &mut self.core.stats;
-                    self.connections.go_on_with_broadcast(share, stats);
-                    return;
+                    return self.connections.go_on_with_broadcast(share);
                 }
             }
         }
         // Its turn is behind those who could not be written to in this one.
-        self.connections.settle_broadcast(&mut self.core.stats);
+        self.connections.settle_broadcast();
     }
 
     fn flush(&mut self, key: ConnectionKey) {
@@ -247,16 +247,10 @@ impl Engine {
         self.connections.send(key, out);
     }
 
-    /// What a client was to get before what follows.
-    fn settle_broadcast_for(&mut self, key: ConnectionKey) {
-        let stats = &mut self.core.stats;
-        self.connections.settle_broadcast_for(key, stats);
-    }
-
     /// Says goodbye to a client.
     fn close(&mut self, key: ConnectionKey, code: Option<CloseCode>, reason: &str) {
         let deadline = self.now.millis + LINGER;
-        self.settle_broadcast_for(key);
+        self.connections.settle_broadcast_for(key);
         match self.connections.get(key) {
             Some(Connection {
                 phase: Phase::Head { .. },

@@ -1,6 +1,7 @@
 //! What operators ask of a worker: what to do to single connections, what to
 //! publish, what there is.
 
+mod history;
 mod lists;
 
 use bytes::Bytes;
@@ -52,6 +53,11 @@ impl Engine {
                 Ok(()) => return,
                 Err(result) => Some(Answer::Publish(result)),
             },
+            Some(Request::History(request)) => match self.read_for_operator(id, request) {
+                // It comes with the owner's answer.
+                Ok(()) => return,
+                Err(result) => Some(Answer::History(result)),
+            },
             Some(Request::Channels(request)) => {
                 Some(Answer::Channels(self.list_channels(&request)))
             }
@@ -71,6 +77,7 @@ impl Engine {
             let answer = Some(Answer::Publish(publish_result(result)));
             replies.push(Reply { id: query, answer });
         }
+        replies.extend(self.take_reads());
         replies
     }
 
@@ -128,7 +135,6 @@ impl Engine {
         message: &str,
     ) -> Result<(), String> {
         let message = Some(message).filter(|message| !message.is_empty());
-        self.settle_broadcast_for(key);
         let mut out = std::mem::take(&mut self.out);
         let Some(session) = self.connections.session(key) else {
             return Ok(());

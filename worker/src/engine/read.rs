@@ -162,8 +162,6 @@ impl Engine {
     /// Returns how many bytes of `input` are done with.
     fn consume(&mut self, key: ConnectionKey, input: &mut [u8]) -> usize {
         let mut consumed = 0;
-        // What this client asks for may end the subscription.
-        self.settle_broadcast_for(key);
         self.go_on_with_batch(key);
         let Some(connection) = self.connections.get(key) else {
             return 0;

@@ -88,7 +88,7 @@ fn head(table: &Table, channel: &str) -> Option<Position> {
         channel: Bytes::copy_from_slice(channel.as_bytes()),
         ..ReadRequest::default()
     };
-    table.read(&request).ok()?.head
+    table.read(&request, 0).ok()?.head
 }
 
 #[test]

@@ -69,18 +69,27 @@ async fn a_range_is_read_after_a_position_up_to_an_offset() {
             generation,
             offset: 1,
         }),
-        to_offset: 4,
+        before: Some(Position {
+            generation,
+            offset: 5,
+        }),
         bytes_max: 2,
+        ..ReadRequest::default()
     };
     let response = broker.client.read(request.clone()).await.unwrap();
     let ReadResponse {
         head,
         complete,
         publications,
+        more,
     } = response.into_inner();
     let offsets: Vec<u64> = publications.iter().map(|relay| relay.offset).collect();
     assert_eq!((head.unwrap().offset, complete), (5, true));
     assert_eq!(offsets, [2, 3], "two bytes are two publications");
+    assert!(more, "the fourth is before the fifth");
+    let now = i64::try_from(clock::unix_millis()).unwrap();
+    let age_ms = now - publications[0].time_ms;
+    assert!((-2000..60_000).contains(&age_ms), "{age_ms} ms");
 
     broker.apply([(2, 1)]);
     let status = broker.client.read(request).await.unwrap_err();

@@ -8,6 +8,7 @@
 //! `format` is the layout of a segment, `recovery` reads them all, `storage` is
 //! where they are, `home` is the directory of all shards.
 
+mod broken;
 mod format;
 mod home;
 #[doc(hidden)]
@@ -32,14 +33,14 @@ use muster_proto::{SHARDS, ShardId};
 use muster_wire::Millis;
 use tracing::{error, info, warn};
 
-pub use self::home::HomeError;
+pub use self::{broken::BrokenRules, home::HomeError};
 use self::{
     format::{ChannelId, Copied, Header, Opened, Publication, Record, encode},
     storage::Storage,
 };
 pub(crate) use self::{
     home::{Clock, Home, OpenShardError},
-    recovery::{Recovered, RecoveryError, open},
+    recovery::{Recovered, Recovery, RecoveryError, open},
     storage::LockError,
 };
 use crate::log::{ChannelKey, Log};
@@ -96,21 +97,6 @@ impl Sizes {
             idle_bytes: 200,
         }
     }
-}
-
-/// Rules of the journal that a simulation breaks, to show that they matter.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct BrokenRules {
-    /// A3: what is staged counts as written, and is written with the next turn.
-    pub order: bool,
-    /// C2: half a record stays after a write that failed.
-    pub truncation: bool,
-    /// B3: keys are forgotten at recovery.
-    pub keys: bool,
-    /// A shard may be opened at an earlier epoch than before.
-    pub epochs: bool,
-    /// C5: every recovery begins new generations.
-    pub generations: bool,
 }
 
 /// Bytes of all journals of a broker. Each of its open shards brings an equal
@@ -302,6 +288,11 @@ impl Journal {
         !self.buffer.is_empty()
     }
 
+    /// Whether the offsets of what is refused are taken back (delivery.md C2).
+    pub(crate) fn takes_back(&self) -> bool {
+        !self.options.broken.offsets
+    }
+
     /// Whether it refuses everything until it is opened again, or cut.
     pub(crate) fn is_broken(&self) -> bool {
         matches!(self.health, Health::Torn | Health::Unsynced)
@@ -465,6 +456,9 @@ impl Journal {
         if !log.histories().is_empty() {
             unneeded = unneeded.min(present.carried);
         }
+        if self.options.broken.retention {
+            unneeded = u64::MAX;
+        }
         while self.segments.len() > 1 && self.segments[0].publications <= unneeded {
             if let Some(segment) = self.segments.pop_front() {
                 self.options.budget.remove(segment.bytes);
@@ -490,7 +484,7 @@ impl Journal {
     fn rotate(&mut self, log: &Log, unapplied: usize) {
         let present = self.present();
         let (sequence, publications) = (present.sequence + 1, present.publications);
-        let content = checkpoint(self.shard, sequence, &self.opened, log);
+        let content = self.checkpoint(sequence, log);
         if let Err(error) = self.storage.create(sequence, &content) {
             // The present one goes on growing until it can be.
             if !std::mem::replace(&mut self.is_stuck, true) {
@@ -511,12 +505,63 @@ impl Journal {
         self.is_stuck = false;
         self.is_opening_written = true;
         self.declared = vec![false; self.declared.len()];
+        if self.options.broken.carried_channels {
+            return;
+        }
         for key in log.channel_keys() {
             if key.index() >= self.declared.len() {
                 self.declared.resize(key.index() + 1, false);
             }
             self.declared[key.index()] = true;
         }
+    }
+
+    /// A new segment's content: all that earlier ones are needed for, but what is
+    /// in tails only.
+    fn checkpoint(&self, sequence: u64, log: &Log) -> Vec<u8> {
+        let header = Header {
+            shard: self.shard,
+            sequence,
+            boot: self.opened.boot,
+        };
+        let broken = self.options.broken;
+        let mut content = header.encode().to_vec();
+        let mut add = |record: &Record<'_>| encode(&mut content, sequence, 0, record);
+        add(&Record::Opened(self.opened));
+        add(&Record::Keys {
+            turned_at: log.keys().turned_at().0,
+        });
+        let keys = log.keys().entries().filter(|_| !broken.carried_keys);
+        for (is_older, producer, last) in keys {
+            add(&Record::Key {
+                is_older,
+                n: last.n,
+                refused: last.refused,
+                producer,
+            });
+        }
+        let channels = log.channel_keys().filter(|_| !broken.carried_channels);
+        for key in channels {
+            let position = log.assigned(key);
+            add(&Record::Channel {
+                id: channel_id(key),
+                generation: position.generation,
+                offset: position.offset,
+                name: log.name(key),
+            });
+            if log.has_history(key) {
+                for (offset, kept) in log.range(key, 0, u64::MAX).rev() {
+                    add(&Record::Copy(Copied {
+                        channel: channel_id(key),
+                        offset,
+                        at: kept.at.0,
+                        data: kept.data.as_deref(),
+                    }));
+                }
+            }
+        }
+        add(&Record::End);
+        content
     }
 
     /// What is written and not synced.
@@ -574,51 +619,6 @@ pub(crate) struct StagedPublication<'a> {
     /// The producer's last publication that was refused, 0 if none.
     pub(crate) refused: u64,
     pub(crate) data: Option<&'a [u8]>,
-}
-
-/// A new segment's content: all that earlier ones are needed for, but what is
-/// in tails only.
-fn checkpoint(shard: ShardId, sequence: u64, opened: &Opened, log: &Log) -> Vec<u8> {
-    let header = Header {
-        shard,
-        sequence,
-        boot: opened.boot,
-    };
-    let mut content = header.encode().to_vec();
-    let mut add = |record: &Record<'_>| encode(&mut content, sequence, 0, record);
-    add(&Record::Opened(*opened));
-    add(&Record::Keys {
-        turned_at: log.keys().turned_at().0,
-    });
-    for (is_older, producer, last) in log.keys().entries() {
-        add(&Record::Key {
-            is_older,
-            n: last.n,
-            refused: last.refused,
-            producer,
-        });
-    }
-    for key in log.channel_keys() {
-        let position = log.assigned(key);
-        add(&Record::Channel {
-            id: channel_id(key),
-            generation: position.generation,
-            offset: position.offset,
-            name: log.name(key),
-        });
-        if log.has_history(key) {
-            for (offset, kept) in log.range(key, 0, u64::MAX).rev() {
-                add(&Record::Copy(Copied {
-                    channel: channel_id(key),
-                    offset,
-                    at: kept.at.0,
-                    data: kept.data.as_deref(),
-                }));
-            }
-        }
-    }
-    add(&Record::End);
-    content
 }
 
 fn channel_id(key: ChannelKey) -> ChannelId {

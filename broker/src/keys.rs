@@ -17,6 +17,8 @@ pub(crate) struct Keys {
     newer: HashMap<Bytes, Last>,
     older: HashMap<Bytes, Last>,
     turned_at: Millis,
+    /// Breaks C2 on purpose, in simulations.
+    forgets_refused: bool,
 }
 
 /// What is remembered of a producer.
@@ -51,6 +53,7 @@ impl Keys {
             newer: HashMap::new(),
             older: HashMap::new(),
             turned_at: now,
+            forgets_refused: false,
         }
     }
 
@@ -102,6 +105,9 @@ impl Keys {
     /// Remembers that a publication was refused for good. Without a place for
     /// that, a copy of it that is sent again may pass for one that was taken.
     pub(crate) fn note_refused(&mut self, producer: &[u8], n: u64) {
+        if self.forgets_refused {
+            return;
+        }
         let before = self.last(producer);
         let last = Last {
             refused: n.max(before.refused),
@@ -140,6 +146,11 @@ impl Keys {
         self.newer = HashMap::new();
         self.older = HashMap::new();
         self.turned_at = turned_at;
+    }
+
+    /// From now on, what is refused is not remembered.
+    pub(crate) fn break_refused(&mut self) {
+        self.forgets_refused = true;
     }
 
     /// Takes over an entry as it was.

@@ -142,7 +142,8 @@ impl Shard {
             }
             Ok(Known::Perhaps) => return Publishing::Done(Err(RefusalReason::OutcomeUnknown)),
             Err(reason) => {
-                if reason == RefusalReason::JournalFailed {
+                // Later ones may be taken, but for one that will be sent again.
+                if reason != RefusalReason::WrongEpoch {
                     let keys = self.log.keys_mut();
                     keys.note_refused(&publish.producer, publish.n);
                 }
@@ -275,19 +276,6 @@ impl Shard {
         }
     }
 
-    /// All that is retained, each channel's in order.
-    pub(crate) fn retained(&self) -> Vec<Joined> {
-        let mut all = Vec::new();
-        for key in self.log.channel_keys() {
-            for (offset, data) in self.log.after(key, 0) {
-                let mut joined = self.joined(key, data.clone());
-                joined.position.offset = offset;
-                all.push(joined);
-            }
-        }
-        all
-    }
-
     /// Answers what is staged and could not be written. Neither its offsets nor
     /// its keys are used.
     fn refuse(&mut self, turn: &mut Turn, error: &CommitError) {
@@ -305,9 +293,12 @@ impl Shard {
         refused: VecDeque<Staged>,
         reason: RefusalReason,
     ) {
+        let takes_back = self.journal.as_ref().is_none_or(Journal::takes_back);
         for staged in refused.iter().rev() {
             if let Some(body) = &staged.body {
-                self.log.take_back(body.key);
+                if takes_back {
+                    self.log.take_back(body.key);
+                }
                 self.log.keys_mut().restore(&staged.producer, body.before);
             }
         }

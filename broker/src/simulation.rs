@@ -4,6 +4,8 @@
 //! Nothing here decides anything, except where an option breaks a rule on
 //! purpose. Shards are opened from a [`Journal`], which outlives brokers or not.
 
+mod disks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
@@ -21,14 +23,12 @@ use muster_proto::{
 use muster_wire::Millis;
 use rand::TryRng;
 
+pub use self::disks::Journal;
 pub use crate::journal::BrokenRules as BrokenJournal;
 use crate::{
     error::LinkError,
     intake::Intake,
-    journal::{
-        self, Budget, Clock, Options, RecoveryError, Sizes,
-        memory::{Faults, Memory, MemoryDisk},
-    },
+    journal::{self, Budget, Options, RecoveryError, Sizes},
     limits::{Histories, Limits},
     link::{Gate, Link, LinkEnd, Step},
     links::Links,
@@ -51,6 +51,9 @@ pub struct BrokerOptions {
     pub is_durable: bool,
     /// Bytes of all journals together.
     pub journal_bytes_max: u64,
+    /// The shards that there are channels in. The others are not opened, which
+    /// nobody notices, and which most of the time would be spent on.
+    pub shards: BTreeSet<ShardId>,
     /// Rules that are broken on purpose.
     pub broken: BrokenRules,
 }
@@ -64,8 +67,27 @@ pub struct BrokenRules {
     pub epochs: bool,
     /// A5: what follows a refused publication is taken nevertheless.
     pub attempts: bool,
+    /// A2: publications are taken however long ago they were first sent.
+    pub window: bool,
+    /// B5: what a link had no credit for is not sent later.
+    pub resume: bool,
+    /// C1: a shard is opened although another broker has it open.
+    pub lock: bool,
     /// Rules of the journal.
     pub journal: BrokenJournal,
+}
+
+impl BrokenRules {
+    /// Every rule is kept.
+    pub const NONE: Self = Self {
+        keys: false,
+        epochs: false,
+        attempts: false,
+        window: false,
+        resume: false,
+        lock: false,
+        journal: BrokenJournal::NONE,
+    };
 }
 
 /// A publication that a broker has appended.
@@ -75,25 +97,12 @@ pub struct Appended {
     pub shard: ShardId,
     /// The epoch at which the broker has it open.
     pub epoch: u64,
+    /// Of the channel's log.
+    pub generation: u64,
+    /// In it.
+    pub offset: u64,
     /// What.
     pub data: Option<Bytes>,
-}
-
-/// What outlives brokers: the disks that shards are opened from, with one holder
-/// per shard.
-#[derive(Debug, Default)]
-pub struct Journal {
-    is_durable: bool,
-    shards: BTreeMap<ShardId, JournalShard>,
-    faults: Faults,
-}
-
-#[derive(Debug, Default)]
-struct JournalShard {
-    holder: Option<(u32, u64)>,
-    disk: MemoryDisk,
-    /// What has been seen of each channel.
-    seen: BTreeMap<Bytes, (u64, u64)>,
 }
 
 /// A worker that broke the link's protocol.
@@ -123,10 +132,12 @@ pub struct SimBroker {
     links: Links,
     open: BTreeMap<u64, OpenLink>,
     view: View,
-    /// The shards that it is to have, with their epochs.
+    /// The shards that it is to have, of those that matter, with their epochs.
     shards: BTreeMap<ShardId, u64>,
+    shards_used: BTreeSet<ShardId>,
     /// Those that it has open from a journal.
     shards_open: BTreeSet<ShardId>,
+    is_durable: bool,
     broken: BrokenRules,
     data_bytes_max: usize,
     /// Counts frames and generations.
@@ -137,81 +148,6 @@ pub struct SimBroker {
 struct OpenLink {
     link: Arc<Link>,
     intake: Intake,
-}
-
-impl Journal {
-    /// A journal that keeps what is appended, or one that forgets it with the
-    /// broker that appended it.
-    #[must_use]
-    pub fn new(is_durable: bool) -> Self {
-        Self {
-            is_durable,
-            ..Self::default()
-        }
-    }
-
-    /// A broker has died: what it held is free.
-    pub fn release(&mut self, slot: u32, incarnation: u64) {
-        for shard in self.shards.values_mut() {
-            if shard.holder == Some((slot, incarnation)) {
-                shard.holder = None;
-            }
-        }
-    }
-
-    /// So many more bytes fit on every shard's disk; `None`: as many as there are.
-    pub fn set_room(&mut self, room: Option<u64>) {
-        self.set_faults(Faults {
-            room,
-            ..Faults::default()
-        });
-    }
-
-    /// The process that writes to the disks dies in a write, after so many bytes
-    /// of a shard; what it writes after that is never written.
-    pub fn set_last_bytes(&mut self, bytes: u64) {
-        self.set_faults(Faults {
-            room: Some(bytes),
-            no_truncation: true,
-        });
-    }
-
-    fn set_faults(&mut self, faults: Faults) {
-        self.faults = faults;
-        for shard in self.shards.values() {
-            shard.disk.set_faults(faults);
-        }
-    }
-
-    /// Bytes on all disks.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.shards.values().map(|shard| shard.disk.bytes()).sum()
-    }
-
-    fn shard(&mut self, shard: ShardId) -> &mut JournalShard {
-        let faults = self.faults;
-        self.shards.entry(shard).or_insert_with(|| {
-            let shard = JournalShard::default();
-            shard.disk.set_faults(faults);
-            shard
-        })
-    }
-
-    /// Whether this has not been seen.
-    fn is_new(&mut self, joined: &Joined) -> bool {
-        if !self.is_durable {
-            return true;
-        }
-        let place = (joined.position.generation, joined.position.offset);
-        let seen = &mut self.shard(joined.shard).seen;
-        let last = seen.entry(joined.channel.clone()).or_default();
-        let is_new = last.0 != place.0 || last.1 < place.1;
-        if is_new {
-            *last = place;
-        }
-        is_new
-    }
 }
 
 impl SimBroker {
@@ -240,6 +176,8 @@ impl SimBroker {
             open: BTreeMap::new(),
             view: View::default(),
             shards: BTreeMap::new(),
+            shards_used: options.shards.clone(),
+            is_durable: options.is_durable,
             broken: options.broken,
             data_bytes_max: options.data_bytes_max,
             journal: Options {
@@ -265,12 +203,14 @@ impl SimBroker {
         }
         self.view = view.clone();
         self.table.apply(now, view, self.slot, self.incarnation);
-        let wanted = view.shards_of(self.slot, self.incarnation).collect();
+        let wanted = view.shards_of(self.slot, self.incarnation);
+        let wanted = wanted.filter(|(shard, _)| self.shards_used.contains(shard));
+        let wanted = wanted.collect();
         let before = std::mem::replace(&mut self.shards, wanted);
         for (shard, epoch) in before {
             // The table has closed it.
             if self.shards.get(&shard) != Some(&epoch) && self.shards_open.remove(&shard) {
-                journal.shard(shard).holder = None;
+                journal.let_go(shard, (self.slot, self.incarnation));
             }
         }
         self.open_shards(journal, now)
@@ -279,36 +219,41 @@ impl SimBroker {
     /// Whether shards that are this broker's are still held by another.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.table.waiting().is_empty()
+        self.is_durable && self.waiting().next().is_some()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (ShardId, u64)> + '_ {
+        let closed = |(shard, _): &(&ShardId, &u64)| !self.shards_open.contains(shard);
+        let waiting = self.shards.iter().filter(closed);
+        waiting.map(|(shard, epoch)| (*shard, *epoch))
     }
 
     /// Opens what is this broker's, as far as nobody else holds it.
     pub fn open_shards(&mut self, journal: &mut Journal, now: Millis) -> Vec<Appended> {
         let mut found = Vec::new();
-        if !journal.is_durable {
+        if !self.is_durable {
             return found;
         }
         let me = (self.slot, self.incarnation);
-        for (shard, epoch) in self.table.waiting() {
-            let place = journal.shard(shard);
-            if place.holder.is_some_and(|holder| holder != me) {
+        for (shard, epoch) in self.waiting().collect::<Vec<_>>() {
+            let Some(storage) = journal.take(shard, me, self.broken.lock) else {
                 continue;
-            }
-            let clock = Clock {
-                boot: 1,
-                now,
-                wall_ms: now.0,
             };
-            let storage = Box::new(Memory::new(&place.disk));
+            let mut unseen = journal.unseen(shard, epoch);
+            let (clock, storage) = (journal.clock(now), Box::new(storage));
             let (limits, options) = (&self.limits, self.journal.clone());
             match journal::open(storage, shard, epoch, clock, limits, options) {
                 Ok(recovered) => {
-                    place.holder = Some(me);
+                    journal.note_opened(shard, me, &recovered.recovery);
+                    if recovered.recovery.is_anew {
+                        unseen.clear();
+                    }
+                    unseen.iter().for_each(|joined| journal.note(joined));
                     self.shards_open.insert(shard);
                     self.table.insert(shard, epoch, recovered);
                 }
                 // This broker's view is old; or the disk is full, or what is on it
-                // is of no use, which shows.
+                // is of no use, which shows at the latest when all is to be well.
                 Err(
                     RecoveryError::LaterEpoch { .. }
                     | RecoveryError::Write { .. }
@@ -316,9 +261,7 @@ impl SimBroker {
                     | RecoveryError::Damaged { .. },
                 ) => continue,
             }
-            let retained = self.table.retained(shard);
-            let retained = retained.into_iter().filter(|joined| journal.is_new(joined));
-            found.extend(retained.map(Appended::from));
+            found.extend(unseen.into_iter().map(Appended::from));
         }
         found
     }
@@ -341,8 +284,8 @@ impl SimBroker {
         self.links.close(id);
         if let Some(OpenLink { link, .. }) = self.open.remove(&id) {
             link.end(&mut Turn::new(now), LinkEnd::Finished);
-            for shard in ShardId::all() {
-                self.table.remove_link(now, &link, shard);
+            for shard in &self.shards_used {
+                self.table.remove_link(now, &link, *shard);
             }
         }
     }
@@ -371,9 +314,9 @@ impl SimBroker {
         // Nothing waits for a sync here.
         let _ = self.table.commit(&mut turn);
         outcome?;
-        let joined = turn.take_joined().into_iter();
-        let new = joined.filter(|joined| journal.is_new(joined));
-        Ok(new.map(Appended::from).collect())
+        let joined = turn.take_joined();
+        joined.iter().for_each(|joined| journal.note(joined));
+        Ok(joined.into_iter().map(Appended::from).collect())
     }
 
     fn take(&mut self, turn: &mut Turn, id: u64, batch: WorkerBatch) -> Result<(), LinkError> {
@@ -410,7 +353,9 @@ impl SimBroker {
                 Step::Send(batch) => return Pulled::Batch(batch),
                 Step::Resume(shard, channel) => {
                     let mut turn = Turn::new(now);
-                    self.table.resume(&mut turn, link, shard, &channel);
+                    if !self.broken.resume {
+                        self.table.resume(&mut turn, link, shard, &channel);
+                    }
                 }
                 Step::Wait => return Pulled::Nothing,
                 Step::End(_) => return Pulled::Ended,
@@ -441,6 +386,9 @@ impl SimBroker {
         if self.broken.keys {
             publish.producer = Bytes::from(format!("p{}", self.counter));
         }
+        if self.broken.window {
+            publish.age_ms = 0;
+        }
         self.break_epoch(&publish.channel, &mut publish.shard_epoch);
         if self.broken.attempts {
             publish.attempt = u32::try_from(self.counter).unwrap_or(u32::MAX);
@@ -461,6 +409,8 @@ impl From<Joined> for Appended {
         Self {
             shard: joined.shard,
             epoch: joined.epoch,
+            generation: joined.position.generation,
+            offset: joined.position.offset,
             data: joined.data,
         }
     }

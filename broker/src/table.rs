@@ -26,7 +26,7 @@ use crate::{
     limits::{ChannelCount, Limits},
     link::Link,
     shard::{Publishing, Shard},
-    turn::{Joined, Turn},
+    turn::Turn,
 };
 
 /// Threads that read journals when many shards are to be opened.
@@ -335,11 +335,6 @@ impl Table {
         self.with(shard_of(&request.channel), |shard| {
             shard.read(request, boot_unix_ms)
         })
-    }
-
-    /// All that is retained in an open shard.
-    pub(crate) fn retained(&self, id: ShardId) -> Vec<Joined> {
-        self.with(id, |shard| shard.retained()).unwrap_or_default()
     }
 
     /// Lets go of what is old; due about once a second.

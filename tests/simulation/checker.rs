@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use muster_broker::simulation::Appended;
 use muster_proto::ShardId;
 use muster_wire::Millis;
 
@@ -22,8 +23,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// One life of one channel's log. With a journal there is only the first; else
-/// every owner begins another one, at a higher epoch.
+/// One life of one channel's log. With a journal another one begins only after
+/// the power was lost; else with every owner, at a higher epoch.
 type Life = u64;
 
 /// A place in a channel's logs.
@@ -34,11 +35,14 @@ pub(crate) struct Checker {
     durable: bool,
     may_have_holes: bool,
     may_refuse: bool,
+    may_expire: bool,
     hears_own: bool,
     publish_timeout: Duration,
     publications: BTreeMap<u64, Publication>,
     /// By channel.
-    logs: BTreeMap<usize, BTreeMap<Life, Vec<u64>>>,
+    logs: BTreeMap<usize, BTreeMap<Life, Log>>,
+    /// Channels of which something may be lost since they were last appended to.
+    lost: BTreeSet<usize>,
     /// Who appended in a shard at an epoch.
     owners: BTreeMap<(ShardId, u64), (u32, u64)>,
     /// The highest epoch at which a shard was appended to.
@@ -53,6 +57,13 @@ pub(crate) struct Checker {
     holes: BTreeMap<(usize, usize), u64>,
     /// Orders what clients say and hear.
     moment: u64,
+}
+
+#[derive(Debug)]
+struct Log {
+    generation: u64,
+    /// Its publications.
+    len: usize,
 }
 
 #[derive(Debug)]
@@ -116,10 +127,12 @@ impl Checker {
             durable: scenario.durable,
             may_have_holes: scenario.may_have_holes,
             may_refuse: scenario.may_refuse,
+            may_expire: scenario.may_expire,
             hears_own: scenario.hears_own,
             publish_timeout: scenario.publish_timeout,
             publications: BTreeMap::new(),
             logs: BTreeMap::new(),
+            lost: BTreeSet::new(),
             owners: BTreeMap::new(),
             epochs: BTreeMap::new(),
             last_of: BTreeMap::new(),
@@ -217,13 +230,19 @@ impl Checker {
         )))
     }
 
+    /// The machine went down: what was not on its disk is gone, from every log.
+    pub(crate) fn power_lost(&mut self) {
+        self.lost.extend(self.logs.keys());
+    }
+
     /// A broker has appended a publication.
     pub(crate) fn appended(
         &mut self,
         owner: (u32, u64),
-        (shard, epoch): (ShardId, u64),
+        appended: &Appended,
         id: u64,
     ) -> Result<(), Violation> {
+        let Appended { shard, epoch, .. } = *appended;
         let first = *self.owners.entry((shard, epoch)).or_insert(owner);
         if first != owner {
             return Err(Violation(format!(
@@ -237,7 +256,6 @@ impl Checker {
             )));
         }
         *highest = epoch.max(*highest);
-        let life = if self.durable { 0 } else { epoch };
         let Some(publication) = self.publications.get_mut(&id) else {
             return Err(Violation(format!("{id} was appended and never said")));
         };
@@ -245,16 +263,13 @@ impl Checker {
             return Err(Violation(format!("{id} was refused and is in a log")));
         }
         let channel = publication.channel;
-        let log = self
-            .logs
-            .entry(channel)
-            .or_default()
-            .entry(life)
-            .or_default();
-        if publication.places.insert(life, log.len()).is_some() {
+        let (life, index) = self.place(channel, appended)?;
+        let Some(publication) = self.publications.get_mut(&id) else {
+            return Ok(());
+        };
+        if publication.places.insert(life, index).is_some() {
             return Err(Violation(format!("{id} was appended twice to c{channel}")));
         }
-        log.push(id);
         let key = (publication.connection, channel, life);
         if let Some(last) = self.last_of.insert(key, id)
             && last > id
@@ -264,6 +279,35 @@ impl Checker {
             )));
         }
         Ok(())
+    }
+
+    /// Where a publication is: offsets have no holes, and a log begins anew only
+    /// when it was lost.
+    fn place(&mut self, channel: usize, appended: &Appended) -> Result<Place, Violation> {
+        let Appended {
+            generation, offset, ..
+        } = *appended;
+        let logs = self.logs.entry(channel).or_default();
+        let life = match logs.last_key_value() {
+            _ if !self.durable => appended.epoch,
+            None => 0,
+            Some((life, log)) if log.generation == generation => *life,
+            Some((life, _)) if self.lost.contains(&channel) => life + 1,
+            Some((_, log)) => {
+                return Err(Violation(format!(
+                    "c{channel} begins anew with {log:?}, and nothing was lost"
+                )));
+            }
+        };
+        self.lost.remove(&channel);
+        let log = logs.entry(life).or_insert(Log { generation, len: 0 });
+        if log.generation != generation || offset != log.len as u64 + 1 {
+            return Err(Violation(format!(
+                "c{channel} has {log:?}, and offset {offset} of generation {generation} follows"
+            )));
+        }
+        log.len += 1;
+        Ok((life, log.len - 1))
     }
 
     /// A client has heard a publication.
@@ -434,7 +478,7 @@ impl Checker {
                 publication.refused = true;
                 Ok(())
             }
-            Some("PublishOutcomeUnknownError") if self.may_refuse => Ok(()),
+            Some("PublishOutcomeUnknownError") if self.may_refuse || self.may_expire => Ok(()),
             Some("PublishOutcomeUnknownError") if now.since(handed) >= self.publish_timeout => {
                 Ok(())
             }
@@ -447,7 +491,7 @@ impl Checker {
 
     fn lengths(&self, channel: usize) -> BTreeMap<Life, usize> {
         let logs = self.logs.get(&channel).into_iter().flatten();
-        logs.map(|(life, log)| (*life, log.len())).collect()
+        logs.map(|(life, log)| (*life, log.len)).collect()
     }
 
     fn holes_of(&self, worker: usize, channel: usize) -> u64 {

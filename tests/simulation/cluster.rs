@@ -121,7 +121,7 @@ impl Cluster {
             next_link: 1,
             next_connection: 1,
             clients: clients.collect(),
-            journal: Journal::new(scenario.durable),
+            journal: Journal::default(),
             room: None,
             view: View::default(),
             in_view: (1..=scenario.brokers).collect(),
@@ -405,7 +405,7 @@ fn worker_options(scenario: &Scenario) -> WorkerOptions {
         },
         window_bytes: scenario.window_bytes,
         publish_timeout: scenario.publish_timeout,
-        forgets_positions: scenario.broken.positions,
+        broken: scenario.broken.worker,
     }
 }
 
@@ -413,10 +413,13 @@ fn broker_options(scenario: &Scenario) -> BrokerOptions {
     BrokerOptions {
         tail_age: scenario.tail_age,
         tail_bytes_max: scenario.tail_bytes_max,
-        key_window: Duration::from_secs(60),
+        key_window: scenario.key_window,
         data_bytes_max: 1 << 20,
         is_durable: scenario.durable,
         journal_bytes_max: 1 << 30,
+        shards: (0..scenario.channels)
+            .map(|channel| muster_proto::shard_of(crate::client::channel_name(channel)))
+            .collect(),
         broken: scenario.broken.broker,
     }
 }

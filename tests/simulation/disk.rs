@@ -24,8 +24,7 @@ impl Cluster {
         for appended in appended {
             let number = appended.data.as_deref().and_then(publication_id);
             let number = number.ok_or_else(|| Violation(format!("{appended:?} is no data")))?;
-            let epoch = (appended.shard, appended.epoch);
-            self.checker.appended(owner, epoch, number)?;
+            self.checker.appended(owner, &appended, number)?;
         }
         Ok(())
     }
@@ -58,6 +57,24 @@ impl Cluster {
             Ok(appended) => self.note_appended(owner, appended),
             Err(error) => Err(Violation(error.to_string())),
         }
+    }
+
+    /// The machine goes down with every process on it: the brokers, and perhaps
+    /// the workers.
+    pub(crate) fn lose_power(&mut self) {
+        for slot in self.brokers.keys().copied().collect::<Vec<_>>() {
+            self.kill_broker(slot);
+        }
+        if self.rng.random_bool(0.5) {
+            for index in 0..self.workers.len() {
+                self.restart_worker(index);
+            }
+        }
+        self.journal.lose_power(&mut self.rng);
+        self.checker.power_lost();
+        self.transcript.fault("power lost");
+        self.transcript
+            .line(self.now, || "the power is lost".into());
     }
 
     /// The disks are about to be full, or are not any more.

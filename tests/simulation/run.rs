@@ -2,9 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
+    num::NonZero,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{checker::Violation, cluster::Cluster, scenario::Scenario};
@@ -13,36 +20,78 @@ use crate::{checker::Violation, cluster::Cluster, scenario::Scenario};
 const SEEDS: u64 = 12;
 
 /// What a run that went well amounted to.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Outcome {
+    seeds: u64,
+    events: u64,
     publications: u64,
     faults: BTreeMap<&'static str, u64>,
+    took: Duration,
 }
 
-/// Runs a scenario, and fails with a transcript at the first violation.
-pub(crate) fn hold(scenario: &Scenario) {
+/// Runs scenarios on every core, and fails with a transcript of the first
+/// violation.
+pub(crate) fn hold(scenarios: &[Scenario]) {
     let wanted = std::env::var("MUSTER_SIM_SCENARIO").ok();
-    if wanted.is_some_and(|name| name != scenario.name) {
-        return;
-    }
+    let is_wanted = |scenario: &&Scenario| wanted.as_ref().is_none_or(|it| it == scenario.name);
+    let scenarios: Vec<&Scenario> = scenarios.iter().filter(is_wanted).collect();
     let seeds = seeds();
-    let count = seeds.end - seeds.start;
+    let each = usize::try_from(seeds.end - seeds.start).unwrap_or(usize::MAX);
     let started = now();
-    let mut total = Outcome::default();
-    for seed in seeds {
-        match run(scenario, seed) {
-            Ok(outcome) => total.add(outcome),
-            Err(violation) => fail(scenario, seed, &violation),
+    let has_failed = AtomicBool::new(false);
+    let outcomes = on_every_core(scenarios.len() * each, |index| {
+        if has_failed.load(Ordering::Relaxed) {
+            return Ok(Outcome::default());
         }
+        let seed = seeds.start + (index % each) as u64;
+        run(scenarios[index / each], seed).map_err(|violation| {
+            has_failed.store(true, Ordering::Relaxed);
+            (seed, violation)
+        })
+    });
+    let mut total = Outcome::default();
+    for (scenario, outcomes) in scenarios.iter().zip(outcomes.chunks(each)) {
+        let mut sum = Outcome::default();
+        for outcome in outcomes {
+            match outcome {
+                Ok(outcome) => sum.add(outcome),
+                Err((seed, violation)) => fail(scenario, *seed, violation),
+            }
+        }
+        println!("{}: {sum}", scenario.name);
+        total.add(&sum);
     }
-    let seconds = started.elapsed().as_secs_f64();
     println!(
-        "{}: {count} seeds, {:.0} per second, {} publications, {:?}",
-        scenario.name,
-        count as f64 / seconds,
-        total.publications,
-        total.faults
+        "{} seeds in {:.1} s: {total}",
+        total.seeds,
+        started.elapsed().as_secs_f64()
     );
+}
+
+/// Does `count` things on as many threads as there are cores; what comes out is
+/// in order.
+pub(crate) fn on_every_core<T: Send>(count: usize, act: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..threads.min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        break;
+                    }
+                    let outcome = act(index);
+                    done.lock()
+                        .expect("no thread panics")
+                        .insert(index, outcome);
+                }
+            });
+        }
+    });
+    let done = done.into_inner().expect("no thread panics");
+    done.into_values().collect()
 }
 
 /// Runs seeds that once showed a bug.
@@ -78,11 +127,19 @@ pub(crate) fn transcript(scenario: &Scenario, seed: u64) -> String {
 }
 
 fn run(scenario: &Scenario, seed: u64) -> Result<Outcome, Violation> {
+    let started = now();
     let mut cluster = Cluster::new(scenario, seed, false);
     run_to_end(&mut cluster)?;
+    let mut faults = cluster.transcript.faults;
+    if cluster.journal.torn_ends() > 0 {
+        faults.insert("journal's end torn", cluster.journal.torn_ends());
+    }
     Ok(Outcome {
+        seeds: 1,
+        events: scenario.steps as u64,
         publications: cluster.checker.publications(),
-        faults: cluster.transcript.faults,
+        faults,
+        took: started.elapsed(),
     })
 }
 
@@ -123,10 +180,29 @@ fn now() -> Instant {
 }
 
 impl Outcome {
-    fn add(&mut self, other: Self) {
+    fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.events += other.events;
         self.publications += other.publications;
-        for (kind, count) in other.faults {
+        for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
+        self.took += other.took;
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} seeds, {:.0} per second and core, {} events, {} publications",
+            self.seeds,
+            self.seeds as f64 / self.took.as_secs_f64(),
+            self.events,
+            self.publications
+        )?;
+        self.faults
+            .iter()
+            .try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
     }
 }

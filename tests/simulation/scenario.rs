@@ -3,7 +3,8 @@
 
 use std::{ops::Range, time::Duration};
 
-use muster_broker::simulation::{BrokenJournal, BrokenRules};
+use muster_broker::simulation::BrokenRules;
+use muster_worker::simulation::BrokenRules as BrokenWorker;
 
 /// One kind of run; a seed makes it one run.
 #[derive(Debug, Clone)]
@@ -27,6 +28,7 @@ pub(crate) struct Scenario {
     pub(crate) publish_timeout: Duration,
     pub(crate) tail_bytes_max: usize,
     pub(crate) tail_age: Duration,
+    pub(crate) key_window: Duration,
     /// Bytes of one publication's data.
     pub(crate) data_bytes: Range<usize>,
     /// Publications are missed because the tail is short or logs are lost; then
@@ -34,6 +36,8 @@ pub(crate) struct Scenario {
     pub(crate) may_have_holes: bool,
     /// Publications are refused because a journal cannot be written.
     pub(crate) may_refuse: bool,
+    /// Publications are sent again so late that nobody remembers their keys.
+    pub(crate) may_expire: bool,
     /// A client that subscribes and publishes in one go hears its own
     /// publication. Not so when a link breaks between the owner's taking both
     /// and its confirmation's arrival: the worker then has no position to
@@ -73,14 +77,15 @@ pub(crate) struct Weights {
     pub(crate) restart_worker: u32,
     /// Every disk is about to be full, or has room again.
     pub(crate) disks: u32,
+    /// The machine goes down.
+    pub(crate) lose_power: u32,
 }
 
 /// Rules that are broken on purpose.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Broken {
     pub(crate) broker: BrokenRules,
-    /// Workers forget how far they were in a channel.
-    pub(crate) positions: bool,
+    pub(crate) worker: BrokenWorker,
 }
 
 const NO_FAULTS: Weights = Weights {
@@ -101,7 +106,29 @@ const NO_FAULTS: Weights = Weights {
     restart: 0,
     restart_worker: 0,
     disks: 0,
+    lose_power: 0,
 };
+
+/// Every scenario there is.
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        calm(),
+        links(),
+        short_window(),
+        tight(),
+        moves(),
+        restarts(),
+        restarts_and_moves(),
+        late_views(),
+        full_disks(),
+        short_journals(),
+        power(),
+        lost_logs(),
+        timeouts(),
+        short_tail(),
+        everything(),
+    ]
+}
 
 const CALM: Scenario = Scenario {
     name: "calm",
@@ -118,25 +145,16 @@ const CALM: Scenario = Scenario {
     publish_timeout: Duration::from_secs(5),
     tail_bytes_max: 1 << 20,
     tail_age: Duration::from_secs(600),
+    key_window: Duration::from_secs(60),
     data_bytes: 10..60,
     may_have_holes: false,
     may_refuse: false,
+    may_expire: false,
     hears_own: true,
     weights: NO_FAULTS,
     broken: Broken {
-        broker: BrokenRules {
-            keys: false,
-            epochs: false,
-            attempts: false,
-            journal: BrokenJournal {
-                order: false,
-                truncation: false,
-                keys: false,
-                epochs: false,
-                generations: false,
-            },
-        },
-        positions: false,
+        broker: BrokenRules::NONE,
+        worker: BrokenWorker::NONE,
     },
 };
 
@@ -153,6 +171,25 @@ pub(crate) fn links() -> Scenario {
         weights: Weights {
             leave: 1,
             cut: 4,
+            ..NO_FAULTS
+        },
+        ..CALM
+    }
+}
+
+/// Links break for so long that keys are forgotten before publications are sent
+/// again. The window is longer than anything is on its way.
+pub(crate) fn short_window() -> Scenario {
+    Scenario {
+        name: "short-window",
+        hears_own: false,
+        may_expire: true,
+        steps: 700,
+        key_window: Duration::from_millis(800),
+        weights: Weights {
+            client: 10,
+            cut: 2,
+            connect: 1,
             ..NO_FAULTS
         },
         ..CALM
@@ -237,8 +274,25 @@ pub(crate) fn full_disks() -> Scenario {
 pub(crate) fn short_journals() -> Scenario {
     Scenario {
         name: "short-journals",
+        // Long enough for brokers to let go of what is old.
+        step_ms: 20,
         tail_bytes_max: 1500,
+        tail_age: Duration::from_millis(400),
         may_have_holes: true,
+        ..restarts()
+    }
+}
+
+/// The machine goes down, and what its disk had not written is lost.
+pub(crate) fn power() -> Scenario {
+    Scenario {
+        name: "power",
+        may_have_holes: true,
+        weights: Weights {
+            kill: 1,
+            lose_power: 2,
+            ..restarts().weights
+        },
         ..restarts()
     }
 }

@@ -33,9 +33,10 @@ enum Kind {
     Restart,
     RestartWorker,
     Disks,
+    LosePower,
 }
 
-fn choices(weights: &Weights) -> [(Kind, u32); 17] {
+fn choices(weights: &Weights) -> [(Kind, u32); 18] {
     [
         (Kind::Client, weights.client),
         (Kind::Uplink, weights.uplink),
@@ -54,6 +55,7 @@ fn choices(weights: &Weights) -> [(Kind, u32); 17] {
         (Kind::Restart, weights.restart),
         (Kind::RestartWorker, weights.restart_worker),
         (Kind::Disks, weights.disks),
+        (Kind::LosePower, weights.lose_power),
     ]
 }
 
@@ -102,6 +104,10 @@ impl Cluster {
             Kind::ChangeView => Ok(self.change_view()),
             Kind::Kill => self.kill_somewhere(),
             Kind::Disks => Ok(self.fill_or_free_disks()),
+            Kind::LosePower => {
+                self.lose_power();
+                Ok(true)
+            }
             Kind::Restart => Ok(self.restart_somewhere()),
             Kind::RestartWorker => Ok(self.restart_a_worker()),
         }

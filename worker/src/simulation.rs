@@ -35,9 +35,26 @@ pub struct WorkerOptions {
     pub window_bytes: usize,
     /// How long a publication may wait for its owner.
     pub publish_timeout: Duration,
-    /// Breaks delivery.md B1 on purpose: asks for every channel as if it had
-    /// nothing of it yet.
-    pub forgets_positions: bool,
+    /// Rules that are broken on purpose.
+    pub broken: BrokenRules,
+}
+
+/// Rules of delivery.md that a worker breaks, to show that they matter.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct BrokenRules {
+    /// B1: every channel is asked for as if nothing of it were known yet.
+    pub positions: bool,
+    /// A4: a batch leaves before the subscriptions in it, which come with the
+    /// next one; only where there is one broker and no fault.
+    pub order: bool,
+}
+
+impl BrokenRules {
+    /// Every rule is kept.
+    pub const NONE: Self = Self {
+        positions: false,
+        order: false,
+    };
 }
 
 /// Names one connection of one worker; never means another one later.
@@ -89,7 +106,8 @@ pub struct WorkerFill {
 pub struct SimWorker {
     core: Core,
     clients: SimClients,
-    forgets_positions: bool,
+    broken: BrokenRules,
+    late_subscribes: Vec<WorkerFrame>,
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +135,8 @@ impl SimWorker {
         Self {
             core: Core::new(options.rules, auth, Names::default(), router),
             clients: SimClients::default(),
-            forgets_positions: options.forgets_positions,
+            broken: options.broken,
+            late_subscribes: Vec::new(),
         }
     }
 
@@ -213,10 +232,21 @@ impl SimWorker {
 
     /// The next batch for a broker whose link has room for one.
     pub fn next_batch(&mut self, broker: u32, now: Millis) -> Option<WorkerBatch> {
-        let mut batch = self.core.router.next_batch(broker)?;
+        let late = std::mem::take(&mut self.late_subscribes);
+        let next = self.core.router.next_batch(broker);
+        if next.is_none() && late.is_empty() {
+            return None;
+        }
+        let mut batch = next.unwrap_or_default();
         self.core.router.refill(broker, now);
         sort_subscribes(&mut batch.frames);
-        if self.forgets_positions {
+        if self.broken.order {
+            let is_late =
+                |frame: &mut WorkerFrame| matches!(frame.frame, Some(Frame::Subscribe(_)));
+            self.late_subscribes = batch.frames.extract_if(.., is_late).collect();
+            batch.frames.splice(..0, late);
+        }
+        if self.broken.positions {
             for frame in &mut batch.frames {
                 if let Some(Frame::Subscribe(subscribe)) = &mut frame.frame {
                     subscribe.after = None;

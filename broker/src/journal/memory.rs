@@ -10,8 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use muster_proto::link::Position;
 
-use super::storage::Storage;
+use super::{
+    format::{HEADER_BYTES, Record, decode},
+    storage::Storage,
+};
 
 /// Segments that outlive who writes them.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +54,62 @@ impl MemoryDisk {
     #[cfg(test)]
     pub(crate) fn put(&self, sequence: u64, content: Vec<u8>) {
         self.lock().segments.insert(sequence, content);
+    }
+
+    /// Cuts the newest segment to the length that is chosen.
+    pub(crate) fn cut(&self, mut choose: impl FnMut(&[u8]) -> usize) {
+        if let Some(mut segment) = self.lock().segments.last_entry() {
+            let len = choose(segment.get());
+            segment.get_mut().truncate(len);
+        }
+    }
+
+    /// Cuts the newest segment after one of its records, or before the first.
+    pub(crate) fn cut_records(&self, mut choose: impl FnMut(usize) -> usize) {
+        let mut state = self.lock();
+        let Some(mut segment) = state.segments.last_entry() else {
+            return;
+        };
+        if segment.get().len() < HEADER_BYTES {
+            return; // It has been cut before, and nobody has opened it since.
+        }
+        let mut ends = vec![HEADER_BYTES];
+        while let Ok(Some((_, end))) = decode(segment.get(), *segment.key(), ends[ends.len() - 1]) {
+            ends.push(end);
+        }
+        let end = ends[choose(ends.len())];
+        segment.get_mut().truncate(end);
+    }
+
+    /// The publications that are there whole, with their channels.
+    pub(crate) fn publications(&self) -> Vec<(Bytes, Position, Option<Bytes>)> {
+        let mut found = Vec::new();
+        for (sequence, content) in &self.lock().segments {
+            let mut channels = BTreeMap::new();
+            let mut at = HEADER_BYTES.min(content.len());
+            while let Ok(Some((record, end))) = decode(content, *sequence, at) {
+                at = end;
+                if let Record::Channel {
+                    id,
+                    generation,
+                    name,
+                    ..
+                } = record
+                {
+                    channels.insert(id, (Bytes::copy_from_slice(name), generation));
+                } else if let Record::Publication(publication) = record
+                    && let Some((name, generation)) = channels.get(&publication.channel)
+                {
+                    let position = Position {
+                        generation: *generation,
+                        offset: publication.offset,
+                    };
+                    let data = publication.data.map(Bytes::copy_from_slice);
+                    found.push((name.clone(), position, data));
+                }
+            }
+        }
+        found
     }
 
     /// Bytes of all segments.

@@ -17,7 +17,7 @@ use super::{
     storage::Storage,
 };
 use crate::{
-    journal::{Health, checkpoint},
+    journal::Health,
     keys::Last,
     limits::Limits,
     log::{ChannelKey, Kept, Log, Moment},
@@ -97,13 +97,17 @@ pub(crate) fn open(
         source,
     };
     let sequences = storage.segments().map_err(read)?;
-    let replay = replay_all(&*storage, shard, &sequences, clock, limits)?;
+    let mut replay = replay_all(&*storage, shard, &sequences, clock, limits)?;
+    if options.broken.torn_end {
+        replay.keep_torn_end();
+    }
     if replay.epoch > epoch && !options.broken.epochs {
         let found = replay.epoch;
         return Err(RecoveryError::LaterEpoch { found, epoch });
     }
     let mut recovery = replay.recovery;
-    let log = match replay.is_intact(clock) && !options.broken.generations {
+    let is_intact = replay.is_intact(clock) || options.broken.power;
+    let log = match is_intact && !options.broken.generations {
         true => replay.log,
         false => {
             recovery.is_anew = true;
@@ -136,6 +140,9 @@ pub(crate) fn open(
     let mut log = log;
     if journal.options.broken.keys {
         log.keys_mut().clear(clock.now);
+    }
+    if journal.options.broken.refused {
+        log.keys_mut().break_refused();
     }
     if recovery.is_anew || journal.segments.is_empty() {
         journal.begin_anew(&log)?;
@@ -180,7 +187,7 @@ impl Journal {
     fn begin_anew(&mut self, log: &Log) -> Result<(), RecoveryError> {
         let last = self.segments.back().map_or(0, |segment| segment.sequence);
         let sequence = self.outdated.iter().copied().fold(last, u64::max) + 1;
-        let content = checkpoint(self.shard, sequence, &self.opened, log);
+        let content = self.checkpoint(sequence, log);
         if let Err(source) = self.storage.create(sequence, &content) {
             let file = self.storage.name(sequence);
             return Err(RecoveryError::Write { file, source });
@@ -277,21 +284,55 @@ fn replay_all(
 }
 
 /// The last opening, if the machine went down after it and lost what had not
-/// been synced.
+/// been synced: of the newest segment from which one can be read.
 fn crashed_machine(
     storage: &dyn Storage,
     shard: ShardId,
     sequences: &[u64],
     clock: Clock,
 ) -> Option<Opened> {
-    let sequence = *sequences.last()?;
-    let content = storage.read(sequence).ok()?;
-    Header::decode(&content, shard, sequence).ok()?;
-    let (mut at, mut open) = (HEADER_BYTES, None);
+    let openings = sequences.iter().rev();
+    let open = openings
+        .map(|sequence| last_opening(storage, shard, *sequence))
+        .find(|opening| !matches!(opening, Opening::Unwritten));
+    match open {
+        Some(Opening::At(opened)) => Some(opened).filter(|opened| opened.is_lost(clock)),
+        Some(Opening::None | Opening::Unwritten) => None,
+        // A process writes a segment whole or not at all.
+        None => Some(Opened {
+            epoch: 0,
+            boot: !clock.boot,
+            at: 0,
+            wall_ms: 0,
+            is_synced: false,
+        }),
+    }
+}
+
+/// What a segment says of who has the shard open.
+enum Opening {
+    At(Opened),
+    /// It was closed, or it cannot be said.
+    None,
+    /// Nothing of the segment has reached the disk.
+    Unwritten,
+}
+
+fn last_opening(storage: &dyn Storage, shard: ShardId, sequence: u64) -> Opening {
+    let Ok(content) = storage.read(sequence) else {
+        return Opening::None;
+    };
+    if is_unwritten(&content) {
+        return Opening::Unwritten;
+    }
+    let Ok(header) = Header::decode(&content, shard, sequence) else {
+        return Opening::None;
+    };
+    let (mut at, mut opening) = (HEADER_BYTES, None);
     while let Ok(Some((record, end))) = decode(&content, sequence, at) {
         match record {
-            Record::Opened(opened) => open = Some(opened),
-            Record::Closed => open = None,
+            Record::Opened(opened) => opening = Some(Opening::At(opened)),
+            Record::Closed => opening = Some(Opening::None),
             Record::Channel { .. }
             | Record::Publication(_)
             | Record::Keys { .. }
@@ -301,7 +342,24 @@ fn crashed_machine(
         }
         at = end;
     }
-    open.filter(|opened| opened.is_lost(clock))
+    match opening {
+        Some(opening) => opening,
+        None if find_record(&content, sequence, at).is_some() => Opening::None,
+        // It ends before its first record does.
+        None => Opening::At(Opened {
+            epoch: 0,
+            boot: header.boot,
+            at: 0,
+            wall_ms: 0,
+            is_synced: false,
+        }),
+    }
+}
+
+/// Whether a segment was given its name and nothing of its content is there,
+/// which only a machine that went down leaves behind.
+fn is_unwritten(content: &[u8]) -> bool {
+    content.len() < HEADER_BYTES || content.iter().all(|byte| *byte == 0)
 }
 
 impl Opened {
@@ -325,6 +383,13 @@ impl Opened {
 }
 
 impl Replay {
+    /// Breaks C4 on purpose.
+    fn keep_torn_end(&mut self) {
+        if let (None, Some(newest)) = (self.unfinished, self.segments.last_mut()) {
+            newest.bytes += std::mem::take(&mut self.recovery.torn_bytes);
+        }
+    }
+
     fn is_intact(&self, clock: Clock) -> bool {
         self.open.is_none_or(|open| !open.is_lost(clock))
     }
@@ -344,6 +409,11 @@ impl Replay {
                 source,
             })?;
         self.recovery.bytes += content.len() as u64;
+        if is_newest && !self.segments.is_empty() && is_unwritten(&content) {
+            self.recovery.torn_bytes += content.len() as u64;
+            self.unfinished = Some(sequence);
+            return Ok(());
+        }
         Header::decode(&content, shard, sequence)
             .map_err(|error| damaged(storage, sequence, 0, error.into()))?;
         let mut reader = SegmentReader {

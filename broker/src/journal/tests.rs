@@ -251,6 +251,29 @@ fn a_crash_of_the_machine_begins_new_generations_unless_all_was_synced() {
 }
 
 #[test]
+fn a_shard_that_a_crash_of_the_machine_has_cut_anywhere_opens_anew() {
+    let mut bench = Bench::new();
+    bench.publish(&[("a", "1"), ("b", "2")]).unwrap();
+    let (sequence, whole) = bench.disk.newest().unwrap();
+    drop(bench);
+    let other_boot = Clock {
+        boot: 2,
+        ..clock(10)
+    };
+    let zeros = vec![0; whole.len()];
+    let cuts = (0..=whole.len()).map(|len| whole[..len].to_vec());
+    for content in cuts.chain([zeros]) {
+        let disk = MemoryDisk::default();
+        disk.put(sequence, content);
+        let mut bench = Bench::open(&disk, 2, other_boot).unwrap();
+        assert!(bench.recovery.is_anew);
+        bench.publish(&[("a", "3")]).unwrap();
+        drop(bench);
+        assert!(Bench::open(&disk, 3, other_boot).is_ok());
+    }
+}
+
+#[test]
 fn a_shard_is_not_opened_at_an_epoch_before_its_last() {
     let disk = Bench::open(&MemoryDisk::default(), 5, clock(0))
         .unwrap()

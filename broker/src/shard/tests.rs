@@ -313,6 +313,18 @@ fn an_old_publication_that_is_known_is_acked() {
 }
 
 #[test]
+fn one_that_was_too_old_does_not_pass_for_known_after_a_later_one() {
+    let mut bench = Bench::new();
+    let old = Publish {
+        age_ms: u32::MAX,
+        ..publication("p", 1, "a", "1")
+    };
+    assert_eq!(bench.take(&old), Err(RefusalReason::Expired));
+    assert_eq!(bench.take(&publication("p", 2, "a", "2")), Ok(()));
+    assert_eq!(bench.take(&old), Err(RefusalReason::OutcomeUnknown));
+}
+
+#[test]
 fn a_producer_too_many_is_refused_as_log_full() {
     let mut bench = Bench::new();
     let mut publish = |producer: u64| {

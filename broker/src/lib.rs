@@ -14,6 +14,8 @@ mod link;
 mod links;
 mod listen;
 mod log;
+#[doc(hidden)]
+pub mod measure;
 mod node;
 mod room;
 mod service;

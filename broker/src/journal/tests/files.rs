@@ -1,9 +1,8 @@
-//! The journal in real files: locks, restarts of a whole table, how long they
-//! take.
+//! The journal in real files: locks, and restarts of a whole table.
 
-use std::{path::Path, time::Instant};
+use std::path::Path;
 
-use muster_daemon::{ByteSize, config::BrokerConfig};
+use muster_daemon::config::BrokerConfig;
 use muster_proto::{
     BrokerNode, View,
     link::{Publish, ReadRequest},
@@ -27,30 +26,11 @@ fn config(dir: &Path) -> BrokerConfig {
 
 /// A broker's table with every shard open at this epoch.
 fn table(dir: &Path, epoch: u64) -> (Table, Opening) {
-    let (table, opening, _) = table_with(&config(dir), Limits::for_tests(), dir, epoch);
-    (table, opening)
-}
-
-/// The same, and how long the opening took.
-fn table_with(
-    config: &BrokerConfig,
-    limits: Limits,
-    dir: &Path,
-    epoch: u64,
-) -> (Table, Opening, Duration) {
-    let home = Home::open(config, dir).unwrap();
-    let table = Table::new(limits, 1 << 20, Source::Journal(home));
+    let home = Home::open(&config(dir), dir).unwrap();
+    let table = Table::new(Limits::for_tests(), 1 << 20, Source::Journal(home));
     table.apply(muster_daemon::clock::now(), &view(epoch), 1, epoch);
-    let start = instant();
     let opening = table.open_waiting();
-    (table, opening, start.elapsed())
-}
-
-/// One without journals.
-fn memory_table(limits: Limits) -> Table {
-    let table = Table::new(limits, 1 << 20, Source::Nothing);
-    table.apply(Millis(0), &view(1), 1, 1);
-    table
+    (table, opening)
 }
 
 /// All shards are slot 1's, opened at this epoch.
@@ -176,81 +156,4 @@ fn segments_that_come_and_go_leave_no_descriptor_open() {
     assert_eq!(open_files(), before);
     assert_eq!(files.segments().unwrap(), [9]);
     assert_eq!(&files.read(9).unwrap()[..], b"23");
-}
-
-/// `MUSTER_TEST_JOURNAL_MIB=100 cargo test --release -p muster-broker --lib recovery_time --
-/// --ignored --nocapture`; `MUSTER_TEST_DATA_BYTES` per publication, in
-/// `MUSTER_TEST_JOURNAL_DIR`.
-#[test]
-#[ignore = "it measures"]
-fn recovery_time() {
-    let variable = |name: &str, default: usize| {
-        let value = std::env::var(name).ok();
-        value.map_or(default, |value| value.parse().unwrap())
-    };
-    let bytes = variable("MUSTER_TEST_JOURNAL_MIB", 1) << 20;
-    let data = Bytes::from(vec![b'1'; variable("MUSTER_TEST_DATA_BYTES", 200)]);
-    let parent = std::env::var_os("MUSTER_TEST_JOURNAL_DIR").unwrap_or("/tmp".into());
-    let dir = tempfile::tempdir_in(parent).unwrap();
-    let large = BrokerConfig {
-        journal_bytes_max: ByteSize::mib(1 << 20),
-        ..config(dir.path())
-    };
-    let wide = || Limits {
-        tail_bytes_max: usize::MAX,
-        tail_age: Duration::from_secs(3600),
-        ..Limits::for_tests()
-    };
-    let count = bytes / (data.len() + 80);
-    let without = memory_table(wide());
-    let start = instant();
-    publish_many(&without, count, &data);
-    let unjournaled = start.elapsed();
-    drop(without);
-    let open = |epoch| table_with(&large, wide(), dir.path(), epoch);
-    let (first, _, empty) = open(1);
-    let start = instant();
-    publish_many(&first, count, &data);
-    let appending = start.elapsed();
-    drop(first);
-    let (_second, opening, elapsed) = open(2);
-    println!(
-        "{} publications in {} bytes, {:.0} ns each to append ({:.0} ns without a journal); opened \
-         256 empty shards in {empty:?}, these in {elapsed:?}",
-        opening.publications,
-        opening.bytes,
-        appending.as_nanos() as f64 / count as f64,
-        unjournaled.as_nanos() as f64 / count as f64,
-    );
-    assert_eq!(usize::try_from(opening.publications).unwrap(), count);
-}
-
-/// Publishes on 2000 channels, a thousand publications in one turn.
-fn publish_many(table: &Table, count: usize, data: &Bytes) {
-    let channels: Vec<String> = (0..2000).map(|it| format!("channel {it}")).collect();
-    let link = Arc::new(Link::new(Millis(0)));
-    let mut rng = StdRng::seed_from_u64(1);
-    for first in (0..count).step_by(1000) {
-        let mut turn = Turn::new(muster_daemon::clock::now());
-        for index in first..count.min(first + 1000) {
-            let publish = Publish {
-                seq: index as u64 + 1,
-                channel: Bytes::copy_from_slice(channels[index % channels.len()].as_bytes()),
-                data: Some(data.clone()),
-                producer: Bytes::from(format!("producer {}", index % 100)),
-                n: index as u64 + 1,
-                shard_epoch: 1,
-                age_ms: 0,
-                attempt: 0,
-            };
-            let staged = table.publish(&mut turn, &mut rng, &link, &publish);
-            assert_eq!(staged, Publishing::Staged);
-        }
-        assert_eq!(table.commit(&mut turn), []);
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a measurement needs a clock")]
-fn instant() -> Instant {
-    Instant::now()
 }

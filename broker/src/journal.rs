@@ -9,6 +9,8 @@
 //! where they are, `home` is the directory of all shards.
 
 mod broken;
+mod budget;
+pub mod check;
 mod format;
 mod home;
 #[doc(hidden)]
@@ -23,10 +25,7 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use muster_proto::{SHARDS, ShardId};
@@ -34,14 +33,15 @@ use muster_wire::Millis;
 use tracing::{error, info, warn};
 
 pub use self::{broken::BrokenRules, home::HomeError};
-use self::{
-    format::{ChannelId, Copied, Header, Opened, Publication, Record, encode},
-    storage::Storage,
-};
 pub(crate) use self::{
+    budget::Budget,
     home::{Clock, Home, OpenShardError},
     recovery::{Recovered, Recovery, RecoveryError, open},
     storage::LockError,
+};
+use self::{
+    format::{ChannelId, Copied, Header, Opened, Publication, Record, encode},
+    storage::Storage,
 };
 use crate::log::{ChannelKey, Log};
 
@@ -54,9 +54,6 @@ const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 const IDLE_SEGMENT_BYTES: u64 = 64 << 10;
 /// Of a shard's room, the part that is one segment.
 const SEGMENT_PART: u64 = 8;
-/// Of a shard's room, the part that its histories have when room is short: they
-/// are in up to three checkpoints' worth of segments, and tails need room, too.
-const HISTORIES_PART: u64 = 4;
 /// Room of the staging buffer that is kept.
 const BUFFER_BYTES_KEPT: usize = 256 << 10;
 
@@ -96,50 +93,6 @@ impl Sizes {
             segment_bytes: 600,
             idle_bytes: 200,
         }
-    }
-}
-
-/// Bytes of all journals of a broker. Each of its open shards brings an equal
-/// part of the cluster's, so that all brokers together stay within it.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    used: AtomicU64,
-    open: AtomicU64,
-    /// Of all shards together.
-    max: u64,
-}
-
-impl Budget {
-    pub(crate) fn new(max: u64) -> Self {
-        Self {
-            used: AtomicU64::new(0),
-            open: AtomicU64::new(0),
-            max,
-        }
-    }
-
-    fn has_room(&self, bytes: u64) -> bool {
-        let used = self.used.load(Ordering::Relaxed).saturating_add(bytes);
-        let open = self.open.load(Ordering::Relaxed);
-        u128::from(used) * SHARDS as u128 <= u128::from(self.max) * u128::from(open)
-    }
-
-    /// What one shard's histories may need once most of the room is taken;
-    /// `None` while there is plenty.
-    fn histories_max(&self) -> Option<u64> {
-        let used = self.used.load(Ordering::Relaxed);
-        let open = self.open.load(Ordering::Relaxed);
-        let most = u128::from(self.max) * u128::from(open) / 4 * 3;
-        let is_short = u128::from(used) * SHARDS as u128 > most;
-        is_short.then_some(self.max / SHARDS as u64 / HISTORIES_PART)
-    }
-
-    fn add(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn remove(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

@@ -29,7 +29,7 @@ use muster_daemon::{Config, NodeArgs, cadence};
 use tokio::runtime::{Builder, Runtime};
 
 pub use error::BrokerError;
-pub use journal::HomeError;
+pub use journal::{HomeError, check};
 pub use listen::Listen;
 
 /// Runs a broker on a Unix socket until SIGTERM or SIGINT; see [`run_on`].

@@ -8,7 +8,7 @@ use muster_daemon::{NodeArgs, config::Override};
 use muster_proto::control as pb;
 use muster_wire::{ChannelName, Position};
 
-use crate::control::LIST_LIMIT_MAX;
+use crate::{control::LIST_LIMIT_MAX, journal::JournalVerb};
 
 /// Instead of data: it is read from there.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -153,6 +153,9 @@ pub(crate) enum Verb {
     /// Set or remove a client's authentication token.
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Look after the journal while no broker has it.
+    #[command(subcommand)]
+    Journal(JournalVerb),
     /// Measure the running cluster, or any SocketCluster server, and account for
     /// every publication.
     Bench(Box<muster_bench::Options>),
@@ -293,6 +296,7 @@ impl Verb {
             Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
             Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
+            Self::Journal(JournalVerb::Check(args)) => args.output.json,
             Self::Status { output }
             | Self::Down { output }
             | Self::CheckConfig { output, .. }
@@ -585,6 +589,7 @@ mod tests {
             "down",
             "check-config",
             "print-config",
+            "journal check",
             "kick id",
             "disconnect id",
             "token set id {}",

@@ -10,6 +10,7 @@ mod console;
 mod control;
 mod fleet;
 mod gather;
+mod journal;
 mod leftovers;
 mod logs;
 mod membership;
@@ -35,18 +36,20 @@ use std::{
 
 use clap::{CommandFactory as _, Parser as _};
 use muster_bench::{BenchError, Place};
+use muster_broker::check::{self, Journals};
 use muster_daemon::{
     Config, NodeArgs,
     auth_key::{self, AuthKeyError},
     config::{self, ConfigError, Loaded, Override},
     descriptors::{self, DescriptorsError},
-    exit,
+    exit, runtime_dir,
     telemetry::{self, Identity, TelemetryError},
 };
 
 use crate::{
     cli::{Cli, Verb},
     control::OperatorError,
+    journal::{CheckArgs, Damage, JournalError, JournalVerb, Report, Shard},
     node::Role,
     operate::DataError,
     up::UpError,
@@ -98,6 +101,10 @@ enum Fatal {
     Print(#[source] io::Error),
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("cannot look at the journal")]
+    Check(#[from] check::CheckError),
 }
 
 impl Fatal {
@@ -109,7 +116,12 @@ impl Fatal {
             Self::Up(error) => error.exit_code(),
             Self::Operator(error) => error.exit_code(),
             Self::Data(_) => exit::USAGE,
-            Self::Bench(_) | Self::Node { .. } | Self::Runtime(_) | Self::Print(_) => exit::FAILURE,
+            Self::Journal(error) => error.exit_code(),
+            Self::Bench(_)
+            | Self::Node { .. }
+            | Self::Runtime(_)
+            | Self::Print(_)
+            | Self::Check(_) => exit::FAILURE,
         }
     }
 }
@@ -139,6 +151,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             clap_complete::generate(shell, &mut Cli::command(), "orchestrator", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
+        Verb::Journal(JournalVerb::Check(args)) => check_journal(&args, file, runtime_dir),
         Verb::Bench(options) => bench(&options, runtime_dir),
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
@@ -168,6 +181,54 @@ fn bench(options: &muster_bench::Options, runtime_dir: Option<PathBuf>) -> Resul
         runtime_dir,
     };
     Ok(muster_bench::run(options, &place)?)
+}
+
+/// Reads a journal that no broker has, and puts aside what is damaged if that is
+/// asked for.
+fn check_journal(
+    args: &CheckArgs,
+    file: Option<&Path>,
+    runtime_dir: Option<PathBuf>,
+) -> Result<(), Fatal> {
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => {
+            let config = load(file, &[])?.config;
+            let runtime_dir = runtime_dir.unwrap_or_else(runtime_dir::default_path);
+            check::journal_dir(&config.broker, &runtime_dir)
+        }
+    };
+    let journals = Journals::open(&dir)?;
+    let shards = journals.check()?.into_iter().map(Shard::from).collect();
+    let mut report = Report::new(dir, shards);
+    if args.repair && report.is_damaged() {
+        report.confirm(args.yes)?;
+        report.repaired(journals.repair()?);
+    }
+    print(&report.show(args.output.json))?;
+    Ok(report.outcome()?)
+}
+
+impl From<check::ShardCheck> for Shard {
+    fn from(found: check::ShardCheck) -> Self {
+        Self {
+            shard: found.shard,
+            segments: found.segments,
+            bytes: found.bytes,
+            channels: found.channels,
+            publications: found.publications,
+            epoch: found.epoch,
+            torn_bytes: found.torn_bytes,
+            begins_anew: found.is_anew,
+            damage: found.damage.map(|damage| Damage {
+                file: damage.file,
+                offset: damage.offset,
+                reason: damage.reason,
+                aside: damage.aside,
+                begins_anew: damage.is_all,
+            }),
+        }
+    }
 }
 
 fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigError> {

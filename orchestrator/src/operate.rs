@@ -89,6 +89,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
         | Verb::Bench(_)
+        | Verb::Journal(_)
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };
@@ -128,6 +129,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
         | Verb::Bench(_)
+        | Verb::Journal(_)
         | Verb::Publish { .. }
         | Verb::Channels { .. }
         | Verb::History { .. }

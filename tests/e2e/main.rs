@@ -11,6 +11,7 @@ mod heartbeat;
 mod history;
 mod http;
 mod journal;
+mod journal_files;
 mod limits;
 mod namespaces;
 mod operator_verbs;

@@ -30,10 +30,15 @@ pub fn available(name: &str, programs: &[&str]) -> bool {
     let Some(missing) = programs.iter().find(|program| !runs(program)) else {
         return true;
     };
-    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
-    assert!(!in_ci, "{name} needs {missing}, which is not here");
+    assert!(!in_ci(), "{name} needs {missing}, which is not here");
     skipped(name, &format!("it needs {missing}, which is not here"));
     false
+}
+
+/// Whether this runs where nothing may be skipped.
+#[must_use]
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }
 
 /// Says that the test `name` is skipped, and why, where that is fine anywhere.

@@ -1,5 +1,9 @@
 //! What a simulation makes a journal do wrong.
 
+use muster_wire::Millis;
+
+use crate::keys::Keys;
+
 /// Rules of the journal that a simulation breaks, to show that they matter.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BrokenRules {
@@ -45,4 +49,14 @@ impl BrokenRules {
         refused: false,
         torn_end: false,
     };
+
+    /// What is done wrong about keys when a shard opens.
+    pub(super) fn break_keys(&self, keys: &mut Keys, now: Millis) {
+        if self.keys {
+            keys.clear(now);
+        }
+        if self.refused {
+            keys.break_refused();
+        }
+    }
 }

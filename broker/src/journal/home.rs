@@ -90,21 +90,15 @@ pub(crate) struct Home {
 impl Home {
     /// The directory of the configuration, created if need be.
     pub(crate) fn open(config: &BrokerConfig, runtime_dir: &Path) -> Result<Self, HomeError> {
-        let dir = match &config.journal_dir {
-            Some(dir) => {
-                let parents = dir.parent().unwrap_or(dir);
-                fs::create_dir_all(parents).map_err(|source| HomeError::Io {
-                    path: parents.into(),
-                    source,
-                })?;
-                dir.clone()
-            }
-            None => {
-                let (ours, dir) = default_dir(runtime_dir);
-                create(&ours)?;
-                dir
-            }
-        };
+        let dir = dir_of(config, runtime_dir);
+        let parent = dir.parent().unwrap_or(&dir);
+        match config.journal_dir {
+            Some(_) => fs::create_dir_all(parent).map_err(|source| HomeError::Io {
+                path: parent.into(),
+                source,
+            })?,
+            None => create(parent)?,
+        }
         create(&dir)?;
         let boot = boot_id().map_err(HomeError::BootId)?;
         let bytes_max = config.journal_bytes_max.0;
@@ -163,20 +157,28 @@ impl Home {
     }
 
     fn shard_dir(&self, shard: ShardId) -> PathBuf {
-        self.dir.join(format!("shard-{:03}", shard.index()))
+        shard_dir(&self.dir, shard)
     }
 }
 
-/// Where the journal is when nobody says: this user's directory in shared
+/// Where a shard's journal is.
+pub(super) fn shard_dir(dir: &Path, shard: ShardId) -> PathBuf {
+    dir.join(format!("shard-{:03}", shard.index()))
+}
+
+/// Where the journal is; when nobody says, in this user's directory in shared
 /// memory, and in it the cluster's, which its runtime directory names.
-fn default_dir(runtime_dir: &Path) -> (PathBuf, PathBuf) {
+pub(super) fn dir_of(config: &BrokerConfig, runtime_dir: &Path) -> PathBuf {
+    if let Some(dir) = &config.journal_dir {
+        return dir.clone();
+    }
     let ours = Path::new(SHARED_MEMORY).join(format!("muster-{}", geteuid().as_raw()));
     let absolute = std::path::absolute(runtime_dir);
     let runtime_dir = absolute.as_deref().unwrap_or(runtime_dir);
     let name = runtime_dir.file_name().unwrap_or_default();
     let whole = xxh3_64(runtime_dir.as_os_str().as_encoded_bytes());
     let cluster = format!("{}-{whole:016x}", name.display());
-    (ours.clone(), ours.join(cluster))
+    ours.join(cluster)
 }
 
 fn create(path: &Path) -> Result<(), HomeError> {
@@ -214,7 +216,7 @@ fn warn_if_small(dir: &Path, bytes_max: u64) {
     }
 }
 
-fn boot_id() -> io::Result<u128> {
+pub(super) fn boot_id() -> io::Result<u128> {
     let text = fs::read_to_string(BOOT_ID)?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16).map_err(io::Error::other)

@@ -1,12 +1,15 @@
 //! Opens a shard from its segments: closed clean, killed or new is all one.
 
-use std::{fmt, io, path::PathBuf};
+mod crash;
+
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use muster_proto::ShardId;
 use muster_wire::Millis;
 use tracing::warn;
 
+use self::crash::{crashed_machine, is_unwritten};
 use super::{
     Journal, Options, Segment,
     format::{
@@ -19,7 +22,7 @@ use super::{
 use crate::{
     journal::Health,
     keys::Last,
-    limits::Limits,
+    limits::{Histories, Limits},
     log::{ChannelKey, Kept, Log, Moment},
 };
 
@@ -51,7 +54,10 @@ pub(crate) enum RecoveryError {
     Read { file: PathBuf, source: io::Error },
     #[error("cannot write {}", file.display())]
     Write { file: PathBuf, source: io::Error },
-    #[error("{} is damaged at byte {at}: {damage}", file.display())]
+    #[error(
+        "{} is damaged at byte {at}: {damage}; `orchestrator journal check` says what can be done",
+        file.display()
+    )]
     Damaged {
         file: PathBuf,
         at: u64,
@@ -74,6 +80,45 @@ pub(crate) enum Damage {
     Channel,
     #[error("offset {found} follows {last}")]
     Offset { last: u64, found: u64 },
+}
+
+/// What these segments amount to, and what of them cannot be read.
+pub(super) fn inspect(
+    storage: &dyn Storage,
+    shard: ShardId,
+    sequences: &[u64],
+    clock: Clock,
+) -> Inspected {
+    // Nothing need be retained to be counted.
+    let limits = Limits {
+        tail_age: Duration::ZERO,
+        histories: Histories::default(),
+        tail_bytes_max: 0,
+        key_window: Duration::MAX,
+        producers_max: usize::MAX,
+        channel_idle: Duration::MAX,
+    };
+    let mut replay = Replay::new(&limits);
+    let outcome = replay.all(storage, shard, sequences, clock);
+    let is_crash = outcome.is_err() && crashed_machine(storage, shard, sequences, clock).is_some();
+    Inspected {
+        channels: replay.log.channels(),
+        epoch: replay.epoch,
+        recovery: Recovery {
+            is_anew: is_crash || !replay.is_intact(clock),
+            ..replay.recovery
+        },
+        failure: outcome.err().filter(|_| !is_crash),
+    }
+}
+
+/// What segments amount to.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    pub(super) channels: usize,
+    pub(super) epoch: u64,
+    pub(super) recovery: Recovery,
+    pub(super) failure: Option<RecoveryError>,
 }
 
 /// Opens a shard at this epoch from what is in `storage`.
@@ -138,12 +183,8 @@ pub(crate) fn open(
     let bytes = journal.segments.iter().map(|segment| segment.bytes).sum();
     journal.options.budget.add(bytes);
     let mut log = log;
-    if journal.options.broken.keys {
-        log.keys_mut().clear(clock.now);
-    }
-    if journal.options.broken.refused {
-        log.keys_mut().break_refused();
-    }
+    let broken = journal.options.broken;
+    broken.break_keys(log.keys_mut(), clock.now);
     if recovery.is_anew || journal.segments.is_empty() {
         journal.begin_anew(&log)?;
     } else {
@@ -235,131 +276,30 @@ fn replay_all(
     clock: Clock,
     limits: &Limits,
 ) -> Result<Replay, RecoveryError> {
-    let mut replay = Replay {
-        log: Log::new(Millis(0), limits.clone()),
-        segments: Vec::new(),
-        unfinished: None,
-        checkpoint_bytes: 0,
-        epoch: 0,
-        open: None,
-        recovery: Recovery::default(),
+    let mut replay = Replay::new(limits);
+    let Err(error) = replay.all(storage, shard, sequences, clock) else {
+        return Ok(replay);
     };
-    for (index, &sequence) in sequences.iter().enumerate() {
-        let is_newest = index + 1 == sequences.len();
-        let expected = replay
-            .segments
-            .last()
-            .map_or(sequence, |it| it.sequence + 1);
-        let outcome = if sequence == expected {
-            replay.segment(storage, shard, sequence, is_newest, clock)
-        } else {
-            Err(damaged(storage, expected, 0, Damage::Missing))
-        };
-        if let Err(error) = outcome {
-            return match crashed_machine(storage, shard, sequences, clock) {
-                Some(crashed) if matches!(error, RecoveryError::Damaged { .. }) => {
-                    let error: &dyn std::error::Error = &error;
-                    warn!(%shard, error, "Let go of a journal that the machine's crash has cut.");
-                    Ok(Replay {
-                        log: Log::new(Millis(0), limits.clone()),
-                        segments: sequences
-                            .iter()
-                            .map(|&sequence| Segment {
-                                sequence,
-                                bytes: 0,
-                                publications: 0,
-                                carried: 0,
-                            })
-                            .collect(),
-                        epoch: crashed.epoch.max(replay.epoch),
-                        open: Some(crashed),
-                        ..replay
-                    })
-                }
-                Some(_) | None => Err(error),
+    match crashed_machine(storage, shard, sequences, clock) {
+        Some(crashed) if matches!(error, RecoveryError::Damaged { .. }) => {
+            let error: &dyn std::error::Error = &error;
+            warn!(%shard, error, "Let go of a journal that the machine's crash has cut.");
+            let nothing = |&sequence: &u64| Segment {
+                sequence,
+                bytes: 0,
+                publications: 0,
+                carried: 0,
             };
+            Ok(Replay {
+                log: Log::new(Millis(0), limits.clone()),
+                segments: sequences.iter().map(nothing).collect(),
+                epoch: crashed.epoch.max(replay.epoch),
+                open: Some(crashed),
+                ..replay
+            })
         }
+        Some(_) | None => Err(error),
     }
-    Ok(replay)
-}
-
-/// The last opening, if the machine went down after it and lost what had not
-/// been synced: of the newest segment from which one can be read.
-fn crashed_machine(
-    storage: &dyn Storage,
-    shard: ShardId,
-    sequences: &[u64],
-    clock: Clock,
-) -> Option<Opened> {
-    let openings = sequences.iter().rev();
-    let open = openings
-        .map(|sequence| last_opening(storage, shard, *sequence))
-        .find(|opening| !matches!(opening, Opening::Unwritten));
-    match open {
-        Some(Opening::At(opened)) => Some(opened).filter(|opened| opened.is_lost(clock)),
-        Some(Opening::None | Opening::Unwritten) => None,
-        // A process writes a segment whole or not at all.
-        None => Some(Opened {
-            epoch: 0,
-            boot: !clock.boot,
-            at: 0,
-            wall_ms: 0,
-            is_synced: false,
-        }),
-    }
-}
-
-/// What a segment says of who has the shard open.
-enum Opening {
-    At(Opened),
-    /// It was closed, or it cannot be said.
-    None,
-    /// Nothing of the segment has reached the disk.
-    Unwritten,
-}
-
-fn last_opening(storage: &dyn Storage, shard: ShardId, sequence: u64) -> Opening {
-    let Ok(content) = storage.read(sequence) else {
-        return Opening::None;
-    };
-    if is_unwritten(&content) {
-        return Opening::Unwritten;
-    }
-    let Ok(header) = Header::decode(&content, shard, sequence) else {
-        return Opening::None;
-    };
-    let (mut at, mut opening) = (HEADER_BYTES, None);
-    while let Ok(Some((record, end))) = decode(&content, sequence, at) {
-        match record {
-            Record::Opened(opened) => opening = Some(Opening::At(opened)),
-            Record::Closed => opening = Some(Opening::None),
-            Record::Channel { .. }
-            | Record::Publication(_)
-            | Record::Keys { .. }
-            | Record::Key { .. }
-            | Record::End
-            | Record::Copy(_) => {}
-        }
-        at = end;
-    }
-    match opening {
-        Some(opening) => opening,
-        None if find_record(&content, sequence, at).is_some() => Opening::None,
-        // It ends before its first record does.
-        None => Opening::At(Opened {
-            epoch: 0,
-            boot: header.boot,
-            at: 0,
-            wall_ms: 0,
-            is_synced: false,
-        }),
-    }
-}
-
-/// Whether a segment was given its name and nothing of its content is there,
-/// which only a machine that went down leaves behind.
-fn is_unwritten(content: &[u8]) -> bool {
-    content.len() < HEADER_BYTES || content.iter().all(|byte| *byte == 0)
 }
 
 impl Opened {
@@ -383,6 +323,37 @@ impl Opened {
 }
 
 impl Replay {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            log: Log::new(Millis(0), limits.clone()),
+            segments: Vec::new(),
+            unfinished: None,
+            checkpoint_bytes: 0,
+            epoch: 0,
+            open: None,
+            recovery: Recovery::default(),
+        }
+    }
+
+    fn all(
+        &mut self,
+        storage: &dyn Storage,
+        shard: ShardId,
+        sequences: &[u64],
+        clock: Clock,
+    ) -> Result<(), RecoveryError> {
+        for (index, &sequence) in sequences.iter().enumerate() {
+            let is_newest = index + 1 == sequences.len();
+            let last = self.segments.last();
+            let expected = last.map_or(sequence, |it| it.sequence + 1);
+            if sequence != expected {
+                return Err(damaged(storage, expected, 0, Damage::Missing));
+            }
+            self.segment(storage, shard, sequence, is_newest, clock)?;
+        }
+        Ok(())
+    }
+
     /// Breaks C4 on purpose.
     fn keep_torn_end(&mut self) {
         if let (None, Some(newest)) = (self.unfinished, self.segments.last_mut()) {

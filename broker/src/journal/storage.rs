@@ -86,18 +86,8 @@ impl Files {
     pub(crate) fn lock(dir: PathBuf, epoch: u64, is_synced: bool) -> Result<Self, LockError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(DIR_MODE).create(&dir)?;
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(dir.join(LOCK_NAME))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(LockError::Held),
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
+        let lock = open_lock(&dir)?;
+        take_lock(&lock)?;
         let found = read_epoch(&lock)?;
         if found > epoch {
             return Err(LockError::LaterEpoch { found });
@@ -113,6 +103,40 @@ impl Files {
         };
         files.remove_unfinished()?;
         Ok(files)
+    }
+
+    /// Locks a shard's directory to look at it; nothing in it changes. `None` if
+    /// there is no such directory.
+    pub(crate) fn hold(dir: PathBuf) -> Result<Option<Self>, LockError> {
+        if !dir.is_dir() {
+            return Ok(None);
+        }
+        let lock = open_lock(&dir)?;
+        take_lock(&lock)?;
+        Ok(Some(Self {
+            dir,
+            _lock: lock,
+            current: None,
+            is_synced: false,
+            unsynced: Vec::new(),
+        }))
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Gives a segment another name, under which nobody looks for it, and
+    /// returns that.
+    pub(crate) fn set_aside(&self, sequence: u64) -> io::Result<PathBuf> {
+        let path = self.name(sequence);
+        let aside = (1..)
+            .map(|number| path.with_extension(format!("aside-{number}")))
+            .find(|aside| !aside.exists())
+            .expect("there are fewer files than numbers");
+        fs::rename(&path, &aside)?;
+        File::open(&self.dir)?.sync_all()?;
+        Ok(aside)
     }
 
     fn remove_unfinished(&mut self) -> io::Result<()> {
@@ -211,6 +235,24 @@ impl Storage for Files {
 
     fn name(&self, sequence: u64) -> PathBuf {
         self.dir.join(format!("{sequence:010}{SEGMENT_SUFFIX}"))
+    }
+}
+
+fn open_lock(dir: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(dir.join(LOCK_NAME))
+}
+
+fn take_lock(lock: &File) -> Result<(), LockError> {
+    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(LockError::Held),
+        Err(errno) => Err(io::Error::from(errno).into()),
     }
 }
 

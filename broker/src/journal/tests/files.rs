@@ -9,7 +9,13 @@ use muster_proto::{
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{super::storage::Files, *};
+use super::{
+    super::{
+        check::{CheckError, Journals},
+        storage::Files,
+    },
+    *,
+};
 use crate::{
     link::Link,
     shard::Publishing,
@@ -156,4 +162,120 @@ fn segments_that_come_and_go_leave_no_descriptor_open() {
     assert_eq!(open_files(), before);
     assert_eq!(files.segments().unwrap(), [9]);
     assert_eq!(&files.read(9).unwrap()[..], b"23");
+}
+
+/// Writes a shard's journal of three segments, and closes it; returns them and
+/// the position of its channel.
+fn three_segments(dir: &Path) -> (Vec<PathBuf>, Position) {
+    let mut bench = Bench::open(&MemoryDisk::default(), 1, this_boot(0)).unwrap();
+    while bench.journal.segments.len() < 3 {
+        bench.publish(&[("a", &"x".repeat(100))]).unwrap();
+        bench.journal.tidy(&bench.log, 0, false);
+    }
+    bench.publish(&[("a", "1"), ("a", "2")]).unwrap();
+    let head = bench.log.head(bench.log.find(b"a").unwrap());
+    let disk = bench.disk.clone();
+    bench.journal.close();
+    let memory = Memory::new(&disk);
+    let mut files = Files::lock(dir.join("shard-007"), 1, false).unwrap();
+    let mut paths = Vec::new();
+    for sequence in memory.segments().unwrap() {
+        let content = memory.read(sequence).unwrap();
+        files.create(sequence, &content).unwrap();
+        paths.push(files.name(sequence));
+    }
+    (paths, head)
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut content = std::fs::read(path).unwrap();
+    content[at] ^= 1;
+    std::fs::write(path, content).unwrap();
+}
+
+fn this_boot(now: u64) -> Clock {
+    Clock {
+        boot: home::boot_id().unwrap(),
+        ..clock(now)
+    }
+}
+
+/// The shard as a broker would open it.
+fn reopen(dir: &Path) -> Result<Recovered, RecoveryError> {
+    let files = Files::lock(dir.join("shard-007"), 2, false).unwrap();
+    open(
+        Box::new(files),
+        SHARD,
+        2,
+        this_boot(10),
+        &Limits::for_tests(),
+        options(),
+    )
+}
+
+#[test]
+fn a_journal_that_a_broker_has_is_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let (table, _) = table(dir.path(), 1);
+    let journal = dir.path().join("journal");
+    let error = Journals::open(&journal).unwrap_err();
+    assert!(
+        matches!(error, CheckError::Held { shard: 0, .. }),
+        "{error}"
+    );
+    drop(table);
+    assert_eq!(
+        Journals::open(&journal).unwrap().check().unwrap().len(),
+        256
+    );
+    let error = Journals::open(dir.path()).unwrap_err();
+    assert!(matches!(error, CheckError::Nothing(_)), "{error}");
+}
+
+#[test]
+fn without_damaged_segments_before_the_newest_every_position_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (paths, head) = three_segments(dir.path());
+    flip(&paths[1], 300);
+    assert!(reopen(dir.path()).is_err());
+    let journals = Journals::open(dir.path()).unwrap();
+    let found = journals.check().unwrap().remove(0);
+    assert_eq!((found.shard, found.segments), (7, 3));
+    let damage = found.damage.unwrap();
+    assert_eq!((&damage.file, &damage.aside[..]), (&paths[1], &paths[..2]));
+    assert!(damage.offset <= 300 && !damage.is_all);
+    assert_eq!(journals.repair().unwrap().len(), 2);
+    let found = journals.check().unwrap().remove(0);
+    assert_eq!((found.damage, found.segments), (None, 1));
+    drop(journals);
+    let again = reopen(dir.path()).unwrap();
+    assert!(!again.recovery.is_anew);
+    let key = again.log.find(b"a").unwrap();
+    assert_eq!(again.log.head(key), head);
+    assert_eq!(again.log.keys().knows(b"p", 1), Known::Yes);
+}
+
+#[test]
+fn without_a_damaged_newest_segment_every_channel_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (paths, _) = three_segments(dir.path());
+    let end = std::fs::read(&paths[2]).unwrap().len();
+    // In the first publication of two.
+    flip(&paths[2], end - 150);
+    assert!(reopen(dir.path()).is_err());
+    let journals = Journals::open(dir.path()).unwrap();
+    let damage = journals.check().unwrap().remove(0).damage.unwrap();
+    assert!(damage.is_all);
+    assert_eq!((&damage.file, damage.aside.len()), (&paths[2], 3));
+    let renamed = journals.repair().unwrap();
+    assert!(renamed.iter().all(|path| path.exists()), "{renamed:?}");
+    drop(journals);
+    let again = reopen(dir.path()).unwrap();
+    assert_eq!(again.log.find(b"a"), None);
+    // Nothing is put aside twice under one name.
+    drop(again);
+    flip(&dir.path().join("shard-007/0000000001.segment"), 70);
+    let journals = Journals::open(dir.path()).unwrap();
+    let again = journals.repair().unwrap();
+    assert!(again.iter().all(|path| !renamed.contains(path)));
 }

@@ -75,6 +75,9 @@ pub(crate) enum Verb {
     },
     /// Change the number of workers and brokers while the cluster runs.
     Scale(ScaleArgs),
+    /// Replace all workers, one after the other, without a disconnect; ends once
+    /// that is through.
+    Update(UpdateArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -250,6 +253,7 @@ impl Verb {
             Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
             Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
+            Self::Update(args) => args.output.json,
             Self::Status { output }
             | Self::Down { output }
             | Self::CheckConfig { output, .. }
@@ -278,6 +282,19 @@ pub(crate) struct UpArgs {
     pub(crate) brokers: Option<u32>,
     #[command(flatten)]
     pub(crate) settings: SettingArgs,
+}
+
+/// What the workers are replaced by.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpdateArgs {
+    /// The program that the new workers run [default: what the others run].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+    /// Only show how far an update is, or how the last one ended.
+    #[arg(long, conflicts_with = "binary")]
+    pub(crate) status: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// How many nodes a running cluster is to have.

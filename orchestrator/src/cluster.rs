@@ -5,8 +5,10 @@ mod adopt;
 mod brokers;
 mod hung;
 mod operate;
+mod orders;
 mod scale;
 mod serve;
+mod update;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -102,6 +104,9 @@ enum Stage {
     },
 }
 
+/// All roles; brokers before those that need them.
+const ROLES: [Role; 3] = [Role::Broker, Role::Worker, Role::Successor];
+
 /// Where the outcome of a query goes; one who gave up needs none.
 type Operator = oneshot::Sender<Result<Gathered, NotAsked>>;
 
@@ -115,6 +120,9 @@ pub(crate) struct Cluster {
     /// A change of the number of brokers that is under way.
     resize: Option<Resize>,
     calls: Calls<Operator>,
+    orders: orders::Orders,
+    /// The update that is under way, or the last one.
+    update: Option<update::Run>,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
@@ -140,6 +148,8 @@ impl Cluster {
             membership: Membership::new(settings.size.brokers),
             resize: None,
             calls: Calls::after(operate::first_query(settings.incarnation)),
+            orders: orders::Orders::after(operate::first_query(settings.incarnation)),
+            update: None,
             settings,
             spawner,
             children: JoinSet::new(),
@@ -193,11 +203,12 @@ impl Cluster {
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
         self.forgive_silence(now);
-        for role in [Role::Broker, Role::Worker] {
+        for role in ROLES {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.advance_update(now);
         self.set_brokers_aside(now);
         self.retire_workers();
         self.resize_brokers(now);
@@ -221,7 +232,10 @@ impl Cluster {
                 announce(&self.settings);
                 self.service.ready();
             }
-            Stage::EndingWorkers { .. } if self.fleet.all(Role::Worker, stopped) => {
+            Stage::EndingWorkers { .. }
+                if self.fleet.all(Role::Worker, stopped)
+                    && self.fleet.all(Role::Successor, stopped) =>
+            {
                 let until = now + BROKER_TIMEOUT;
                 self.stage = Stage::EndingBrokers { until };
                 self.stop_role(now, Role::Broker);
@@ -246,7 +260,7 @@ impl Cluster {
 
     fn is_over(&self) -> bool {
         let stopped = |phase| phase == Phase::Stopped;
-        let all = self.fleet.all(Role::Worker, stopped) && self.fleet.all(Role::Broker, stopped);
+        let all = ROLES.iter().all(|role| self.fleet.all(*role, stopped));
         let given_up = matches!(self.failure, Some(ClusterError::Unkillable { .. }));
         all || given_up
     }
@@ -264,6 +278,7 @@ impl Cluster {
             self.membership.wake_at(),
             self.resize.and_then(|resize| resize.wake_at()),
             self.calls.wake_at(),
+            self.update_wake_at(),
         ];
         times.into_iter().flatten().min()
     }
@@ -271,7 +286,7 @@ impl Cluster {
     fn handle(&mut self, now: Millis, request: Request) {
         match request {
             Request::Join {
-                node,
+                mut node,
                 pid,
                 stream,
                 commands,
@@ -279,12 +294,14 @@ impl Cluster {
             } => {
                 let life = (node.incarnation, pid);
                 let joined = self.fleet.join(node.id, life, stream, commands);
-                let result = joined.ok_or(JoinRefused);
                 // A node that is gone again also ends its stream.
-                let _ = answer.send(result);
-                match result {
-                    Ok(()) => self.joined(now, &node),
-                    Err(JoinRefused) => {
+                let _ = answer.send(joined.map(|_| ()).ok_or(JoinRefused));
+                match joined {
+                    Some(id) => {
+                        node.id = id;
+                        self.joined(now, &node);
+                    }
+                    None => {
                         warn!(node = %node.id, pid, "Refused a node that was not started here.");
                     }
                 }
@@ -315,6 +332,12 @@ impl Cluster {
             Request::Scale { goal, answer } => {
                 let _ = answer.send(self.scale(now, goal));
             }
+            Request::Update { program, answer } => {
+                let _ = answer.send(self.begin_update(now, program));
+            }
+            Request::UpdateStatus { answer } => {
+                let _ = answer.send(self.update_status(now));
+            }
         }
     }
 
@@ -325,6 +348,10 @@ impl Cluster {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
             self.remind_to_drain(now, node.id);
+            self.remind_of_orders(node.id);
+            if node.id.role == Role::Worker {
+                self.tell_to_take_place(node.id.slot);
+            }
         }
     }
 
@@ -353,6 +380,7 @@ impl Cluster {
                 self.tell(tells);
             }
             Report::Reply(reply) => operate::conclude(self.calls.answered(id, reply)),
+            Report::HandedOver(report) => self.handed_over(&report),
         }
     }
 
@@ -369,8 +397,18 @@ impl Cluster {
             incarnation,
             exit,
         } = ended;
+        // A successor may fill the slot by now.
+        let id = self.fleet.of_life(id, incarnation).unwrap_or(id);
         self.leave(id);
         self.adopted.remove(&id);
+        self.end_orders(id);
+        if id.role == Role::Successor {
+            self.successor_ended(id.slot, &exit);
+            return;
+        }
+        if id.role == Role::Worker && self.succeed(id.slot) {
+            return;
+        }
         let address = self.membership.address(id);
         if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
             // One that ended by itself has removed it.
@@ -400,7 +438,8 @@ impl Cluster {
             Action::Nothing => {}
             Action::Start { incarnation } => {
                 node.reborn(now);
-                let event = match self.spawner.start(id, incarnation) {
+                let program = Arc::clone(&node.program);
+                let event = match self.spawner.start(&program, id, incarnation) {
                     Ok(started) => {
                         let pid = started.pid;
                         info!(node = %id, pid, "Node started.");
@@ -411,6 +450,12 @@ impl Cluster {
                     Err(error) => {
                         warn!(node = %id, %error, "Node cannot be started.");
                         let reason = error.to_string();
+                        if id.role == Role::Successor {
+                            let status = format!("cannot be started: {reason}");
+                            let last_line = None;
+                            self.successor_ended(id.slot, &Exit { status, last_line });
+                            return;
+                        }
                         Event::StartFailed { reason }
                     }
                 };
@@ -473,6 +518,7 @@ impl Cluster {
         self.stage = Stage::EndingWorkers { until };
         self.service.stopping();
         self.stop_role(now, Role::Worker);
+        self.stop_role(now, Role::Successor);
     }
 
     fn stop_role(&mut self, now: Millis, role: Role) {
@@ -485,8 +531,9 @@ impl Cluster {
         let until = now + KILL_TIMEOUT;
         self.stage = Stage::Killing { until };
         self.service.stopping();
-        self.stop_role(now, Role::Worker);
-        self.stop_role(now, Role::Broker);
+        for role in ROLES {
+            self.stop_role(now, role);
+        }
         for (id, node) in self.fleet.nodes() {
             if let Some(life) = node.slot.life() {
                 warn!(node = %id, pid = life.pid, "Killing a node.");
@@ -503,11 +550,13 @@ impl Cluster {
                     self.save();
                     let epoch = self.membership.view().epoch();
                     info!(epoch, to = %role, "Telling the view.");
-                    let slots = self.fleet.joined(role);
-                    slots
-                        .into_iter()
-                        .map(|slot| NodeId { role, slot })
-                        .collect()
+                    let also = (role == Role::Worker).then_some(Role::Successor);
+                    let of_role = |role| {
+                        let slots = self.fleet.joined(role).into_iter();
+                        slots.map(move |slot| NodeId { role, slot })
+                    };
+                    let roles = [role].into_iter().chain(also);
+                    roles.flat_map(of_role).collect()
                 }
             };
             for id in ids {

@@ -5,6 +5,8 @@ mod client;
 mod operators;
 mod server;
 
+use std::path::PathBuf;
+
 use muster_proto::control as pb;
 use tokio::sync::{mpsc, oneshot};
 
@@ -60,6 +62,14 @@ pub(crate) enum Request {
         goal: Goal,
         answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
     },
+    /// Replace all workers; with this program, if one is named.
+    Update {
+        program: Option<PathBuf>,
+        answer: oneshot::Sender<Result<(), UpdateRefused>>,
+    },
+    UpdateStatus {
+        answer: oneshot::Sender<pb::UpdateStatusResponse>,
+    },
 }
 
 /// Who is asked.
@@ -104,6 +114,21 @@ pub(crate) enum ScaleRefused {
          `status` for the reason"
     )]
     Failing,
+}
+
+/// Why no update begins.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpdateRefused {
+    #[error("the cluster is ending")]
+    Ending,
+    #[error("the cluster is starting: update it once every node has been ready")]
+    Starting,
+    #[error("an update is under way: `update --status` shows how far it is")]
+    Busy,
+    #[error("the number of workers is being changed: wait until `status` shows none that drains")]
+    Scaling,
+    #[error("{} cannot be run: {reason}", program.display())]
+    Program { program: PathBuf, reason: String },
 }
 
 #[cfg(test)]

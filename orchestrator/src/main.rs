@@ -23,6 +23,7 @@ mod state;
 mod supervisor;
 mod table;
 mod up;
+mod update;
 
 use std::{
     collections::BTreeMap,
@@ -145,6 +146,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         verb @ (Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::Scale(_)
+        | Verb::Update(_)
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

@@ -3,7 +3,9 @@
 mod resize;
 mod slot;
 mod turns;
+mod update;
 
 pub(crate) use resize::{Facts, Next, Resize};
 pub(crate) use slot::{Action, Event, Exit, Life, Patience, Phase, Slot};
 pub(crate) use turns::{TURN_MAX, Turns};
+pub(crate) use update::{Facts as UpdateFacts, Handed, Next as UpdateNext, Successor, Update};

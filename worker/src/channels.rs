@@ -1,12 +1,15 @@
 //! Which connections of this worker listen to which channel, and how far the
 //! worker itself is in it (hop 5, fan-out).
 
+mod movers;
+
 use std::collections::{BTreeMap, HashMap};
 
 use muster_daemon::config::SlowClient;
 use muster_proto::{ShardId, shard_of};
 use muster_wire::ChannelName;
 
+use self::movers::{Mover, Movers};
 use crate::connection::ConnectionKey;
 
 /// A place in a channel's log; offsets compare within one generation only.
@@ -35,6 +38,10 @@ pub(crate) struct Channel {
     subscribers: Vec<ConnectionKey>,
     /// Will, once the owner has the subscription.
     waiting: Vec<ConnectionKey>,
+    /// Came from other workers and are not where this one is.
+    movers: Movers,
+    /// Stays without a subscriber: some are about to come.
+    is_kept: bool,
     /// The owner has the subscription, in the current epoch.
     confirmed: bool,
     /// What the owner was last asked; answers to earlier requests are stale.
@@ -60,6 +67,8 @@ pub(crate) struct Arrived<'c> {
     pub(crate) arrival: Arrival,
     /// Who gets it.
     pub(crate) subscribers: &'c [ConnectionKey],
+    /// So do these, which are elsewhere in the channel than this worker.
+    pub(crate) movers: Vec<ConnectionKey>,
     pub(crate) number: u32,
     pub(crate) slow_client: SlowClient,
 }
@@ -133,16 +142,8 @@ impl Channels {
         self.subscriptions += 1;
         let Some(channel) = self.by_name.get_mut(&**name) else {
             self.last_number = self.last_number.wrapping_add(1);
-            let channel = Channel {
-                shard: shard_of(&**name),
-                number: self.last_number,
-                slow_client: slow_client(),
-                subscribers: Vec::new(),
-                waiting: vec![key],
-                confirmed: false,
-                request: 0,
-                position: None,
-            };
+            let mut channel = Channel::new(name, self.last_number, slow_client());
+            channel.waiting.push(key);
             self.by_name.insert(name.clone(), channel);
             return Joined::First;
         };
@@ -167,11 +168,116 @@ impl Channels {
                 break;
             }
         }
-        let is_empty = channel.subscribers.is_empty() && channel.waiting.is_empty();
+        self.subscriptions -= usize::from(channel.movers.remove(key));
+        let is_empty = channel.is_empty();
         if is_empty {
             self.by_name.remove(name);
         }
         is_empty
+    }
+
+    /// A subscriber comes from another worker, with everything up to `position`.
+    /// What it takes is as for [`Self::join`]; `First` also if the owner must be
+    /// asked for what the newcomer does not have.
+    pub(crate) fn join_at(
+        &mut self,
+        name: &ChannelName,
+        key: ConnectionKey,
+        position: Position,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> Joined {
+        self.subscriptions += 1;
+        let Some(channel) = self.by_name.get_mut(&**name) else {
+            let channel = self.begin_at(name, position, slow_client());
+            channel.subscribers.push(key);
+            return Joined::First;
+        };
+        let place = channel.position;
+        if place == Some(position) {
+            channel.subscribers.push(key);
+        } else {
+            channel.movers.push(Mover { key, position });
+        }
+        let is_missing = |at: Position| at.is_after(position) || !at.is_like(position);
+        if place.is_none_or(is_missing) {
+            // It is all asked for anew, from where the newcomer is. Where the
+            // first answer is still awaited, those who wait for it may get a
+            // little of what came before.
+            channel.confirmed = false;
+            channel.request = 0;
+            Joined::First
+        } else if channel.confirmed {
+            Joined::Confirmed
+        } else {
+            Joined::Waiting
+        }
+    }
+
+    /// Subscribes from `position` on for those who are about to come; false if
+    /// the worker subscribes to the channel already. Until [`Self::let_go`].
+    pub(crate) fn keep(
+        &mut self,
+        name: &ChannelName,
+        position: Position,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> bool {
+        if let Some(channel) = self.by_name.get_mut(&**name) {
+            channel.is_kept = true;
+            return false;
+        }
+        self.begin_at(name, position, slow_client()).is_kept = true;
+        true
+    }
+
+    /// Nobody comes any more: returns the channels that are gone now.
+    pub(crate) fn let_go(&mut self) -> Vec<ChannelName> {
+        let mut gone = Vec::new();
+        self.by_name.retain(|name, channel| {
+            let was_kept = std::mem::take(&mut channel.is_kept);
+            let is_gone = was_kept && channel.is_empty();
+            if is_gone {
+                gone.push(name.clone());
+            }
+            !is_gone
+        });
+        gone
+    }
+
+    fn begin_at(
+        &mut self,
+        name: &ChannelName,
+        position: Position,
+        slow_client: SlowClient,
+    ) -> &mut Channel {
+        self.last_number = self.last_number.wrapping_add(1);
+        let mut channel = Channel::new(name, self.last_number, slow_client);
+        channel.position = Some(position);
+        self.by_name.entry(name.clone()).or_insert(channel)
+    }
+
+    /// Up to where a subscriber has got everything, or has it in its queue;
+    /// `None` if the owner has not confirmed its subscription.
+    pub(crate) fn place_of(&self, name: &str, key: ConnectionKey) -> Option<Position> {
+        let channel = self.by_name.get(name)?;
+        channel.movers.place_of(key).or(channel.position)
+    }
+
+    /// Whether the owner has the subscription.
+    pub(crate) fn is_confirmed(&self, name: &str) -> bool {
+        self.by_name
+            .get(name)
+            .is_some_and(|channel| channel.confirmed)
+    }
+
+    /// The number of a channel in its clients' outboxes.
+    pub(crate) fn number(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).map(|channel| channel.number)
+    }
+
+    /// All channels by number, and up to where this worker has them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (u32, &ChannelName, Option<Position>)> {
+        let channels = self.by_name.iter();
+        channels.map(|(name, channel)| (channel.number, name, channel.position))
     }
 
     /// Numbers the request that is about to be sent to the owner; `None` if
@@ -183,7 +289,7 @@ impl Channels {
         }
         self.last_request += 1;
         channel.request = self.last_request;
-        Some((channel.request, channel.position))
+        Some((channel.request, channel.movers.earliest(channel.position)))
     }
 
     /// The owner has the subscription, as `request` asked or, with 0, for a
@@ -207,7 +313,9 @@ impl Channels {
         if !is_current {
             return (Vec::new(), false);
         }
-        let has_hole = channel.position.is_some() && !recovered;
+        // What was asked for may have been for movers who are behind.
+        let is_missing = |own: Position| position.is_after(own) || !position.is_like(own);
+        let has_hole = !recovered && channel.position.is_some_and(is_missing);
         channel.confirmed = true;
         // A recovered link is told where it left off, or what it has already.
         channel.position = Some(match channel.position {
@@ -218,7 +326,8 @@ impl Channels {
         });
         let waited = std::mem::take(&mut channel.waiting);
         channel.subscribers.extend_from_slice(&waited);
-        (waited, has_hole)
+        let has_missed = channel.settle(position);
+        (waited, has_hole || has_missed)
     }
 
     /// The owner will not have the subscription: returns those who waited for it
@@ -233,7 +342,7 @@ impl Channels {
         };
         let waited = std::mem::take(&mut channel.waiting);
         self.subscriptions -= waited.len();
-        if channel.subscribers.is_empty() {
+        if channel.is_empty() {
             self.by_name.remove(name);
         }
         waited
@@ -261,12 +370,19 @@ impl Channels {
             _ => Arrival::AfterHole,
         };
         position.offset = position.offset.max(offset);
+        let worker = *position;
+        // Those who arrive here get this one as movers, not as subscribers, too.
+        let before = channel.subscribers.len();
+        let movers = channel
+            .movers
+            .arrive(offset, worker, &mut channel.subscribers);
         Some(Arrived {
             arrival,
             subscribers: match arrival {
                 Arrival::Repeated => &[],
-                Arrival::Next | Arrival::AfterHole => &channel.subscribers,
+                Arrival::Next | Arrival::AfterHole => &channel.subscribers[..before],
             },
+            movers,
             number: channel.number,
             slow_client: channel.slow_client,
         })
@@ -304,8 +420,38 @@ impl Channels {
 }
 
 impl Channel {
+    fn new(name: &str, number: u32, slow_client: SlowClient) -> Self {
+        Self {
+            shard: shard_of(name),
+            number,
+            slow_client,
+            subscribers: Vec::new(),
+            waiting: Vec::new(),
+            movers: Movers::default(),
+            is_kept: false,
+            confirmed: false,
+            request: 0,
+            position: None,
+        }
+    }
+
     fn members(&self) -> impl Iterator<Item = ConnectionKey> + '_ {
-        self.subscribers.iter().chain(&self.waiting).copied()
+        let settled = self.subscribers.iter().chain(&self.waiting).copied();
+        settled.chain(self.movers.keys())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.subscribers.is_empty()
+            && self.waiting.is_empty()
+            && self.movers.is_empty()
+            && !self.is_kept
+    }
+
+    /// The owner has said where the worker is, and that it sends everything
+    /// after `from`; sorts the movers out. True if one of them has missed some.
+    fn settle(&mut self, from: Position) -> bool {
+        let worker = self.position.unwrap_or(from);
+        self.movers.settle(worker, from, &mut self.subscribers)
     }
 }
 

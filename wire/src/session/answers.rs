@@ -19,7 +19,7 @@ pub(super) struct Answers(VecDeque<Answer>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Answer {
-    Ready(Bytes),
+    Ready(#[serde(with = "crate::octets")] Bytes),
     Subscribing { cid: CallId, channel: ChannelName },
 }
 

@@ -131,6 +131,11 @@ impl Raw {
         }
     }
 
+    /// What arrived while answers were awaited.
+    pub fn take_early(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.early)
+    }
+
     /// The next message of any kind.
     ///
     /// # Errors

@@ -255,7 +255,10 @@ impl Cluster {
         if let Some(run) = &mut self.update {
             run.handed = match order {
                 Some(_) => Handed::NotYet,
-                None => Handed::Failed(format!("{from} is not joined")),
+                None => Handed::Failed {
+                    reason: format!("{from} is not joined"),
+                    has_moved: false,
+                },
             };
             run.order = order;
         }
@@ -285,7 +288,10 @@ impl Cluster {
                 self.leave(from);
             }
         } else {
-            run.handed = Handed::Failed(report.error.clone());
+            run.handed = Handed::Failed {
+                reason: report.error.clone(),
+                has_moved: report.moved > 0,
+            };
         }
     }
 
@@ -293,7 +299,10 @@ impl Cluster {
     pub(super) fn update_order_lost(&mut self, id: u64) {
         if let Some(run) = self.update.as_mut().filter(|run| run.order == Some(id)) {
             run.order = None;
-            run.handed = Handed::Failed("it ended".to_owned());
+            run.handed = Handed::Failed {
+                reason: "it ended".to_owned(),
+                has_moved: true,
+            };
         }
     }
 

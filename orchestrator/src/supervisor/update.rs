@@ -65,7 +65,11 @@ pub(crate) enum Successor {
 pub(crate) enum Handed {
     NotYet,
     All,
-    Failed(String),
+    Failed {
+        reason: String,
+        /// Some of them are with the other worker.
+        has_moved: bool,
+    },
 }
 
 /// What the driver must do.
@@ -194,13 +198,16 @@ impl Update {
                 Next::Nothing
             }
             (Step::HandingOver { slot, .. }, Successor::Starting | Successor::Ready) => {
-                let reason = match &facts.handed_over {
-                    Handed::Failed(reason) => reason.clone(),
-                    Handed::NotYet | Handed::All if is_late => "it takes too long".to_owned(),
+                let (reason, has_moved) = match &facts.handed_over {
+                    Handed::Failed { reason, has_moved } => (reason.as_str(), *has_moved),
+                    Handed::NotYet | Handed::All if is_late => ("it takes too long", true),
                     Handed::NotYet | Handed::All => return Next::Nothing,
                 };
-                self.failure
-                    .get_or_insert(format!("worker-{slot} could not hand over: {reason}"));
+                let why = format!("worker-{slot} could not hand over: {reason}");
+                if !has_moved {
+                    return self.end_successor(slot, why);
+                }
+                self.failure.get_or_insert(why);
                 let until = now + HAND_OVER_TIMEOUT;
                 self.step = Step::HandingBack { slot, until };
                 Next::HandBack(slot)
@@ -220,7 +227,7 @@ impl Update {
                 self.fail(failure.unwrap_or_else(|| "it was given up".to_owned()))
             }
             (Step::HandingBack { slot, .. }, _)
-                if is_late || matches!(facts.handed_over, Handed::Failed(_)) =>
+                if is_late || matches!(facts.handed_over, Handed::Failed { .. }) =>
             {
                 let why = "its connections could not go back".to_owned();
                 self.end_successor(slot, why)
@@ -280,6 +287,13 @@ mod tests {
     fn late(update: &mut Update, successor: Successor, handed_over: Handed) -> Next {
         let until = update.wake_at().unwrap();
         update.turn(until, &facts(successor, handed_over), TIMES)
+    }
+
+    fn failed(has_moved: bool) -> Handed {
+        Handed::Failed {
+            reason: "no room".to_owned(),
+            has_moved,
+        }
     }
 
     /// An update of worker 1, whose connections are going over.
@@ -356,8 +370,7 @@ mod tests {
             let next = if is_late {
                 late(&mut update, Successor::Ready, Handed::NotYet)
             } else {
-                let failed = Handed::Failed("no room".to_owned());
-                turn(&mut update, Successor::Ready, failed)
+                turn(&mut update, Successor::Ready, failed(true))
             };
             assert_eq!((next, update.step()), (Next::HandBack(1), "handing_back"));
             let next = turn(&mut update, Successor::Ready, Handed::NotYet);
@@ -373,11 +386,20 @@ mod tests {
     }
 
     #[test]
+    fn a_successor_that_got_nothing_is_ended() {
+        let mut update = handing_over();
+        let next = turn(&mut update, Successor::Ready, failed(false));
+        let Next::EndSuccessor { slot: 1, why } = next else {
+            panic!("it has nothing to hand back: {next:?}");
+        };
+        assert!(why.contains("could not hand over: no room"), "{why}");
+    }
+
+    #[test]
     fn a_successor_whose_connections_cannot_go_back_is_ended() {
         let mut update = handing_over();
-        let failed = || Handed::Failed("no".to_owned());
-        let _ = turn(&mut update, Successor::Ready, failed());
-        let next = turn(&mut update, Successor::Ready, failed());
+        let _ = turn(&mut update, Successor::Ready, failed(true));
+        let next = turn(&mut update, Successor::Ready, failed(false));
         assert!(matches!(next, Next::EndSuccessor { slot: 1, .. }));
     }
 

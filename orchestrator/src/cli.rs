@@ -78,6 +78,12 @@ pub(crate) enum Verb {
     /// Replace all workers, one after the other, without a disconnect; ends once
     /// that is through.
     Update(UpdateArgs),
+    /// Hand connections over from workers that have many to those that have few,
+    /// without a disconnect; ends once that is through.
+    Rebalance {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -256,6 +262,7 @@ impl Verb {
             Self::Update(args) => args.output.json,
             Self::Status { output }
             | Self::Down { output }
+            | Self::Rebalance { output }
             | Self::CheckConfig { output, .. }
             | Self::PrintConfig { output, .. }
             | Self::Kick { output, .. }
@@ -300,9 +307,9 @@ pub(crate) struct UpdateArgs {
 /// How many nodes a running cluster is to have.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScaleArgs {
-    /// Worker processes. More: the accept gate gives the new ones most of the new
-    /// connections. Fewer: the highest close their clients, spread over
-    /// shutdown.timeout and so that they come back at once, and end.
+    /// Worker processes. More: the new ones get their part of the connections.
+    /// Fewer: the highest hand theirs over to the others and end. No client is
+    /// disconnected.
     #[arg(long, value_name = "N", required_unless_present = "brokers",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,

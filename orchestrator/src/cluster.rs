@@ -6,6 +6,7 @@ mod brokers;
 mod hung;
 mod operate;
 mod orders;
+mod rebalance;
 mod scale;
 mod serve;
 mod update;
@@ -123,6 +124,7 @@ pub(crate) struct Cluster {
     orders: orders::Orders,
     /// The update that is under way, or the last one.
     update: Option<update::Run>,
+    rebalance: rebalance::Rebalance,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
@@ -150,6 +152,7 @@ impl Cluster {
             calls: Calls::after(operate::first_query(settings.incarnation)),
             orders: orders::Orders::after(operate::first_query(settings.incarnation)),
             update: None,
+            rebalance: rebalance::Rebalance::default(),
             settings,
             spawner,
             children: JoinSet::new(),
@@ -209,6 +212,7 @@ impl Cluster {
             }
         }
         self.advance_update(now);
+        self.advance_rebalance();
         self.set_brokers_aside(now);
         self.retire_workers();
         self.resize_brokers(now);
@@ -335,6 +339,7 @@ impl Cluster {
             Request::Update { program, answer } => {
                 let _ = answer.send(self.begin_update(now, program));
             }
+            Request::Rebalance { answer } => self.begin_rebalance(answer),
             Request::UpdateStatus { answer } => {
                 let _ = answer.send(self.update_status(now));
             }
@@ -380,7 +385,7 @@ impl Cluster {
                 self.tell(tells);
             }
             Report::Reply(reply) => operate::conclude(self.calls.answered(id, reply)),
-            Report::HandedOver(report) => self.handed_over(&report),
+            Report::HandedOver(report) => self.handed_over(now, &report),
         }
     }
 

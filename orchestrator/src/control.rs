@@ -67,6 +67,10 @@ pub(crate) enum Request {
         program: Option<PathBuf>,
         answer: oneshot::Sender<Result<(), UpdateRefused>>,
     },
+    /// Even the workers out; answered once that is through.
+    Rebalance {
+        answer: oneshot::Sender<Result<pb::RebalanceResponse, RebalanceRefused>>,
+    },
     UpdateStatus {
         answer: oneshot::Sender<pb::UpdateStatusResponse>,
     },
@@ -103,6 +107,8 @@ pub(crate) struct Goal {
 pub(crate) enum ScaleRefused {
     #[error("the cluster is ending")]
     Ending,
+    #[error("the workers are being updated: `update --status` shows how far that is")]
+    Updating,
     #[error("the cluster is starting: brokers can be scaled once every node has been ready")]
     Starting,
     #[error(
@@ -127,8 +133,21 @@ pub(crate) enum UpdateRefused {
     Busy,
     #[error("the number of workers is being changed: wait until `status` shows none that drains")]
     Scaling,
+    #[error("connections are being handed over: try again in a moment")]
+    HandingOver,
     #[error("{} cannot be run: {reason}", program.display())]
     Program { program: PathBuf, reason: String },
+}
+
+/// Why the workers are not evened out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RebalanceRefused {
+    #[error("the cluster is ending")]
+    Ending,
+    #[error("the cluster is starting: try again once every node has been ready")]
+    Starting,
+    #[error("the workers are being updated: `update --status` shows how far that is")]
+    Updating,
 }
 
 #[cfg(test)]

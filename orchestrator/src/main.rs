@@ -147,6 +147,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         | Verb::Down { .. }
         | Verb::Scale(_)
         | Verb::Update(_)
+        | Verb::Rebalance { .. }
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

@@ -74,6 +74,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         Verb::Connections { which, .. } => {
             answers::connections(&operator.connections(which.request()).await?, json)
         }
+        Verb::Rebalance { .. } => answers::rebalanced(&operator.rebalance().await?, json),
         Verb::LogFilter { filter, .. } => {
             answers::log_filter(&operator.log_filter(filter).await?, json)
         }
@@ -123,6 +124,7 @@ fn action(verb: Verb) -> (String, Action) {
         Verb::Up(_)
         | Verb::Scale(_)
         | Verb::Update(_)
+        | Verb::Rebalance { .. }
         | Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::CheckConfig { .. }

@@ -15,6 +15,7 @@ mod take;
 mod taking;
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -34,6 +35,9 @@ use crate::engine::Engine;
 /// Workers that hand connections over to this one at the same time.
 const TAKERS_MAX: usize = 64;
 
+/// Orders to hand over that wait for an earlier one.
+const WAITING_MAX: usize = 8;
+
 /// Who this worker is.
 #[derive(Debug, Clone)]
 pub(crate) struct Own {
@@ -47,6 +51,8 @@ pub(crate) struct Own {
 pub(crate) struct Handovers {
     own: Own,
     giver: Option<Giver>,
+    /// Orders that come after it.
+    waiting: VecDeque<HandOver>,
     takers: Vec<Taker>,
     offered: mpsc::Receiver<OwnedFd>,
 }
@@ -68,6 +74,7 @@ impl Handovers {
                 runtime_dir: args.runtime_dir.clone(),
             },
             giver: None,
+            waiting: VecDeque::new(),
             takers: Vec::new(),
             offered,
         }
@@ -131,7 +138,8 @@ impl Handovers {
         giver.finish_turn(engine);
         let report = giver.take_report(engine);
         if giver.is_over() {
-            self.giver = None;
+            let next = self.waiting.pop_front();
+            self.giver = next.map(|order| Giver::new(order, self.own.clone(), engine));
         }
         report
     }
@@ -151,13 +159,17 @@ impl Handovers {
     /// Begins to hand connections over.
     pub(crate) fn begin(&mut self, order: HandOver, engine: &mut Engine) {
         match &mut self.giver {
-            Some(giver) => giver.goes_on(&order),
+            Some(giver) if giver.is_for(&order) => giver.goes_on(&order),
+            Some(_) if self.waiting.len() < WAITING_MAX => self.waiting.push_back(order),
+            // The orchestrator gives one at a time.
+            Some(_) => warn!(id = order.id, "Too many orders to hand over; ignored one."),
             None => self.giver = Some(Giver::new(order, self.own.clone(), engine)),
         }
     }
 
     /// This worker has no time for it any more.
     pub(crate) fn stop(&mut self, engine: &mut Engine) {
+        self.waiting.clear();
         if let Some(giver) = &mut self.giver {
             giver.stop(engine);
         }

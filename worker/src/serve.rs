@@ -207,6 +207,10 @@ impl Worker<'_> {
 
     fn go_on_handing_over(&mut self) {
         if let Some(report) = self.handovers.finish_turn(&mut self.engine) {
+            if report.done {
+                // What is decided next is decided by how many are left.
+                self.report(Report::Heartbeat(self.engine.heartbeat()));
+            }
             self.report(Report::HandedOver(report));
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_proto::control::{self as pb, node_command::Command};
+use muster_wire::Millis;
 use rustix::process::Signal;
 use tracing::{info, warn};
 
@@ -14,6 +15,10 @@ use crate::node::NodeId;
 pub(super) enum Purpose {
     /// Another process fills the slot.
     Update,
+    /// The worker goes, and is cut off then.
+    Leave { until: Millis },
+    /// The workers are to have the same.
+    Rebalance,
 }
 
 /// Orders that are under way.
@@ -37,6 +42,15 @@ impl Orders {
             last_id,
             open: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Whether the worker has an order that it is not through with.
+    pub(super) fn has_open(&self, from: NodeId) -> bool {
+        self.open.values().any(|order| order.from == from)
     }
 }
 
@@ -92,7 +106,7 @@ impl Cluster {
     }
 
     /// A worker says how its order stands.
-    pub(super) fn handed_over(&mut self, report: &pb::HandedOver) {
+    pub(super) fn handed_over(&mut self, now: Millis, report: &pb::HandedOver) {
         if report.stuck_incarnation > 0 {
             self.end_stuck(report.stuck_slot, report.stuck_incarnation);
         }
@@ -113,6 +127,8 @@ impl Cluster {
         );
         match order.purpose {
             Purpose::Update => self.update_handed_over(order.from, report),
+            Purpose::Leave { until } => self.left_by(now, order.from, until, report),
+            Purpose::Rebalance => self.rebalanced(Some(report)),
         }
     }
 
@@ -127,6 +143,8 @@ impl Cluster {
             };
             match order.purpose {
                 Purpose::Update => self.update_order_lost(id),
+                Purpose::Leave { .. } => {}
+                Purpose::Rebalance => self.rebalanced(None),
             }
         }
     }

@@ -151,6 +151,9 @@ impl Cluster {
         if self.is_updating() {
             return Err(UpdateRefused::Busy);
         }
+        if self.orders.is_open() {
+            return Err(UpdateRefused::HandingOver);
+        }
         let leaving = |phase| matches!(phase, Phase::Draining { .. } | Phase::Stopping { .. });
         let mut nodes = self.fleet.nodes();
         if nodes.any(|(id, node)| id.role == Role::Worker && leaving(node.slot.phase())) {

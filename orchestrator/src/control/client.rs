@@ -131,6 +131,12 @@ impl Operator {
         answer.map(|_| ()).map_err(refused)
     }
 
+    /// Evens the workers out; ends when that is through.
+    pub(crate) async fn rebalance(&mut self) -> Result<pb::RebalanceResponse, OperatorError> {
+        let answer = self.client.rebalance(pb::RebalanceRequest {}).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
     /// How the update is that is under way, or how the last one ended.
     pub(crate) async fn update_status(
         &mut self,

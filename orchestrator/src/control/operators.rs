@@ -8,7 +8,7 @@ use muster_proto::control::{
 };
 use tonic::{Response, Status, codegen::async_trait};
 
-use super::{Goal, Request, ScaleRefused, UpdateRefused, Whom, server::Control};
+use super::{Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, Whom, server::Control};
 use crate::{
     calls::{Gathered, NotAsked},
     cli::{BROKERS_MAX, WORKERS_MAX},
@@ -208,6 +208,15 @@ impl Operator for Control {
         begun
             .map(|()| Response::new(pb::UpdateResponse {}))
             .map_err(refused)
+    }
+
+    async fn rebalance(
+        &self,
+        _: tonic::Request<pb::RebalanceRequest>,
+    ) -> Result<Response<pb::RebalanceResponse>, Status> {
+        let rebalanced = self.ask(|answer| Request::Rebalance { answer }).await?;
+        let refused = |refused: RebalanceRefused| Status::failed_precondition(refused.to_string());
+        rebalanced.map(Response::new).map_err(refused)
     }
 
     async fn update_status(

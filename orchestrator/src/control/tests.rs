@@ -132,7 +132,8 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             | Request::Query { .. }
             | Request::Scale { .. }
             | Request::Update { .. }
-            | Request::UpdateStatus { .. } => {}
+            | Request::UpdateStatus { .. }
+            | Request::Rebalance { .. } => {}
         }
     }
     assert!(left, "the earlier stream ended first");

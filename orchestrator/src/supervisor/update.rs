@@ -198,19 +198,7 @@ impl Update {
                 Next::Nothing
             }
             (Step::HandingOver { slot, .. }, Successor::Starting | Successor::Ready) => {
-                let (reason, has_moved) = match &facts.handed_over {
-                    Handed::Failed { reason, has_moved } => (reason.as_str(), *has_moved),
-                    Handed::NotYet | Handed::All if is_late => ("it takes too long", true),
-                    Handed::NotYet | Handed::All => return Next::Nothing,
-                };
-                let why = format!("worker-{slot} could not hand over: {reason}");
-                if !has_moved {
-                    return self.end_successor(slot, why);
-                }
-                self.failure.get_or_insert(why);
-                let until = now + HAND_OVER_TIMEOUT;
-                self.step = Step::HandingBack { slot, until };
-                Next::HandBack(slot)
+                self.hand_back_if_failed(now, slot, facts, is_late)
             }
             (Step::Leaving { slot, .. }, Successor::None(Some(why))) => {
                 self.fail(format!("the successor of worker-{slot} ended: {why}"))
@@ -240,6 +228,28 @@ impl Update {
                 _,
             ) => Next::Nothing,
         }
+    }
+
+    fn hand_back_if_failed(
+        &mut self,
+        now: Millis,
+        slot: u32,
+        facts: &Facts,
+        is_late: bool,
+    ) -> Next {
+        let (reason, has_moved) = match &facts.handed_over {
+            Handed::Failed { reason, has_moved } => (reason.as_str(), *has_moved),
+            Handed::NotYet | Handed::All if is_late => ("it takes too long", true),
+            Handed::NotYet | Handed::All => return Next::Nothing,
+        };
+        let why = format!("worker-{slot} could not hand over: {reason}");
+        if !has_moved {
+            return self.end_successor(slot, why);
+        }
+        self.failure.get_or_insert(why);
+        let until = now + HAND_OVER_TIMEOUT;
+        self.step = Step::HandingBack { slot, until };
+        Next::HandBack(slot)
     }
 
     fn next_slot(&mut self, now: Millis, starting: Duration) -> Next {

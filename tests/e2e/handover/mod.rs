@@ -11,7 +11,7 @@ use muster_tests::{
 use serde_json::Value;
 use tokio::time::{Duration, sleep};
 
-use self::traffic::Traffic;
+pub(crate) use self::traffic::Traffic;
 use crate::{counted, json, on_every_worker};
 
 /// Replaces all workers; what `update --json` answers.

@@ -8,15 +8,15 @@ use tokio::{sync::watch, task::JoinSet};
 
 /// Clients that publish and listen until they are told to end.
 #[derive(Debug)]
-pub(super) struct Traffic {
+pub(crate) struct Traffic {
     clients: JoinSet<Told>,
     ending: watch::Sender<bool>,
 }
 
 /// What one client has said and heard.
 #[derive(Debug)]
-pub(super) struct Told {
-    pub(super) client: Raw,
+pub(crate) struct Told {
+    pub(crate) client: Raw,
     number: usize,
     published: u64,
     /// By publisher, in the order in which they came.
@@ -32,7 +32,7 @@ fn channel(publisher: usize) -> String {
 
 impl Traffic {
     /// Every client subscribes to everything, then all publish.
-    pub(super) async fn start(url: &str, count: usize) -> Self {
+    pub(crate) async fn start(url: &str, count: usize) -> Self {
         let (ending, ended) = watch::channel(false);
         let mut ready = Vec::new();
         for number in 0..count {
@@ -55,14 +55,14 @@ impl Traffic {
     }
 
     /// Ends it and checks that everybody has heard everything once and in order.
-    pub(super) async fn end(self) -> Vec<Raw> {
+    pub(crate) async fn end(self) -> Vec<Raw> {
         self.ending.send(true).expect("the clients live");
         let mut told = self.clients.join_all().await;
         let published: BTreeMap<usize, u64> =
             told.iter().map(|one| (one.number, one.published)).collect();
-        let total: u64 = published.values().sum();
+        let total = usize::try_from(published.values().sum::<u64>()).expect("not too many");
         for one in &mut told {
-            while one.heard.values().map(Vec::len).sum::<usize>() < total as usize {
+            while one.heard.values().map(Vec::len).sum::<usize>() < total {
                 let text = one.client.receive().await;
                 one.hear(&text);
             }

@@ -40,7 +40,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// An order to hand connections over, while it is carried out.
 #[derive(Debug)]
 pub(crate) struct Giver {
-    id: u64,
+    order: HandOver,
     own: Own,
     targets: VecDeque<HandOverTarget>,
     current: Option<Current>,
@@ -96,11 +96,10 @@ pub(crate) enum Input {
 
 impl Giver {
     pub(super) fn new(order: HandOver, own: Own, engine: &mut Engine) -> Self {
-        let HandOver { id, targets, leave } = order;
         let mut giver = Self {
-            id,
+            targets: order.targets.clone().into(),
+            order,
             own,
-            targets: targets.into(),
             current: None,
             was_accepting: engine.is_accepting(),
             moved: 0,
@@ -112,7 +111,7 @@ impl Giver {
             is_stuck: false,
             is_over: false,
         };
-        if leave && !giver.replaces() {
+        if giver.order.leave && !giver.replaces() {
             engine.leave();
         }
         giver.next_target();
@@ -125,9 +124,14 @@ impl Giver {
         targets.any(|target| target.slot == self.own.slot)
     }
 
+    /// Whether it says what this is about already.
+    pub(super) fn is_for(&self, order: &HandOver) -> bool {
+        self.order.targets == order.targets && self.order.leave == order.leave
+    }
+
     /// The same order again, perhaps of another orchestrator.
     pub(super) fn goes_on(&mut self, order: &HandOver) {
-        self.id = order.id;
+        self.order.id = order.id;
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -319,7 +323,7 @@ impl Giver {
         let under_way = self.current.as_ref().map(|one| one.machine.outcome());
         let stuck = self.current.as_ref().filter(|_| is_stuck);
         Some(HandedOver {
-            id: self.id,
+            id: self.order.id,
             moved: self.moved + under_way.map_or(0, |outcome| outcome.moved),
             failed: self.failed + under_way.map_or(0, |outcome| outcome.failed),
             left: engine.len() as u64,

@@ -1,6 +1,7 @@
 //! Workers that are replaced under their clients: nobody is disconnected, and
 //! nothing is lost, repeated or out of order.
 
+mod failures;
 mod traffic;
 
 use muster_tests::{

@@ -119,3 +119,6 @@ impl Movers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,7 +158,7 @@ async fn update_and_hit(
 ) -> Value {
     let before = cluster.status().await.expect("the cluster runs");
     let worker = before.node("worker", 1).expect("there is one").pid;
-    let delay = Duration::from_micros(rng.random_range(5_000..60_000));
+    let delay = Duration::from_micros(rng.random_range(5_000..40_000));
     let hit = async {
         let successor = successor(cluster, round).await;
         let pid = match victim {
@@ -270,7 +270,7 @@ async fn an_orchestrator_that_is_killed_in_the_middle_is_succeeded_by_one_that_f
     let listeners = Listeners::start(&cluster).await;
     let mut rng = rng();
     for round in 0..3 {
-        let delay = Duration::from_micros(rng.random_range(1_000..60_000));
+        let delay = Duration::from_micros(rng.random_range(1_000..40_000));
         {
             let killed = async {
                 successor(&cluster, round).await;

@@ -2,6 +2,7 @@
 //! nothing is lost, repeated or out of order.
 
 mod failures;
+mod stock;
 mod traffic;
 
 use muster_tests::{

@@ -447,3 +447,6 @@ impl Engine {
         self.thaw(key);
     }
 }
+
+#[cfg(test)]
+mod tests;

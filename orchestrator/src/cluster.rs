@@ -4,6 +4,7 @@
 mod adopt;
 mod brokers;
 mod hung;
+mod lives;
 mod operate;
 mod orders;
 mod rebalance;
@@ -28,7 +29,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     announce::announce,
@@ -43,7 +44,7 @@ use crate::{
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
-    supervisor::{Action, Event, Exit, Phase, Resize, TURN_MAX, Turns},
+    supervisor::{Event, Exit, Phase, Resize, TURN_MAX, Turns},
     table,
 };
 
@@ -394,97 +395,6 @@ impl Cluster {
         let tells = self.membership.left(id);
         self.tell(tells);
         operate::conclude(self.calls.left(id));
-    }
-
-    fn ended(&mut self, now: Millis, ended: Ended) {
-        let Ended {
-            node: id,
-            incarnation,
-            exit,
-        } = ended;
-        // A successor may fill the slot by now.
-        let id = self.fleet.of_life(id, incarnation).unwrap_or(id);
-        self.leave(id);
-        self.adopted.remove(&id);
-        self.end_orders(id);
-        if id.role == Role::Successor {
-            self.successor_ended(id.slot, &exit);
-            return;
-        }
-        if id.role == Role::Worker && self.succeed(id.slot) {
-            return;
-        }
-        let address = self.membership.address(id);
-        if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
-            // One that ended by itself has removed it.
-            let _ = std::fs::remove_file(socket);
-        }
-        let exited = Event::Exited {
-            incarnation,
-            exit: exit.clone(),
-        };
-        self.feed(now, id, exited);
-        let next = self.fleet.get_mut(id).and_then(|node| node.slot.wake_at());
-        match next.map(|at| at.since(now)) {
-            None => info!(node = %id, %exit, "Node ended."),
-            Some(Duration::ZERO) => warn!(node = %id, %exit, "Node ended, starting it again."),
-            Some(wait) => {
-                error!(node = %id, %exit, ?wait, "Node ends again and again, waiting to start it.");
-            }
-        }
-    }
-
-    /// Feeds a slot and does what it decides.
-    fn feed(&mut self, now: Millis, id: NodeId, event: Event) {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return;
-        };
-        match node.slot.handle(now, event, &mut self.rng) {
-            Action::Nothing => {}
-            Action::Start { incarnation } => {
-                node.reborn(now);
-                let program = Arc::clone(&node.program);
-                let event = match self.spawner.start(&program, id, incarnation) {
-                    Ok(started) => {
-                        let pid = started.pid;
-                        info!(node = %id, pid, "Node started.");
-                        self.children
-                            .spawn(self.spawner.attend(id, incarnation, started));
-                        Event::Started { pid }
-                    }
-                    Err(error) => {
-                        warn!(node = %id, %error, "Node cannot be started.");
-                        let reason = error.to_string();
-                        if id.role == Role::Successor {
-                            let status = format!("cannot be started: {reason}");
-                            let last_line = None;
-                            self.successor_ended(id.slot, &Exit { status, last_line });
-                            return;
-                        }
-                        Event::StartFailed { reason }
-                    }
-                };
-                self.feed(now, id, event);
-            }
-            Action::Terminate(life) => self.signal(id, life.pid, Number::TERM),
-            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
-            Action::Cut(life) => self.cut(id, life.pid),
-            Action::Kill { life, silent } => self.kill_hung(id, life.pid, silent),
-        }
-        self.give_up_on_crash_loop(now, id);
-    }
-
-    /// A cluster that has never been whole and does not get there ends with the
-    /// reason; one that was keeps trying.
-    fn give_up_on_crash_loop(&mut self, now: Millis, id: NodeId) {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return;
-        };
-        if self.stage == Stage::Starting && node.slot.is_crash_loop() {
-            let exit = node.slot.last_exit().cloned().unwrap_or_default();
-            self.failure = Some(ClusterError::DoesNotStart { node: id, exit });
-            self.begin_end(now);
-        }
     }
 
     fn stop(&mut self, now: Millis, stop: Stop) {

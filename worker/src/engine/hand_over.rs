@@ -104,11 +104,13 @@ impl Engine {
     }
 
     /// Freezes connections from `candidates` on, at most so many; those that
-    /// cannot go now are left out, and `later` is set if they may soon.
+    /// cannot go now are left out, and `later` is set if they may soon. If it is
+    /// urgent, answers from the cluster are not waited for.
     pub(crate) fn freeze(
         &mut self,
         candidates: &mut Vec<ConnectionKey>,
         at_most: usize,
+        is_urgent: bool,
         later: &mut bool,
     ) -> Option<FrozenBatch> {
         let mut keys = Vec::new();
@@ -117,7 +119,7 @@ impl Engine {
             && builder.bytes() < BATCH_BYTES
             && let Some(key) = candidates.pop()
         {
-            match self.movable(key) {
+            match self.movable(key, is_urgent) {
                 Movable::Yes => {}
                 Movable::Later => {
                     *later = true;
@@ -143,7 +145,7 @@ impl Engine {
         Some(FrozenBatch { keys, body })
     }
 
-    fn movable(&self, key: ConnectionKey) -> Movable {
+    fn movable(&self, key: ConnectionKey, is_urgent: bool) -> Movable {
         let Some(connection) = self.connections.peek(key) else {
             return Movable::Never;
         };
@@ -155,7 +157,7 @@ impl Engine {
             (Phase::Open(session), Admission::Admitted(_)) => {
                 // Its own publications must not overtake them on another link.
                 let waits = session.subscriptions().any(|(_, confirmed)| !confirmed);
-                if waits && self.core.router.is_whole() {
+                if waits && !is_urgent && self.core.router.is_whole() {
                     Movable::Later
                 } else {
                     Movable::Yes
@@ -270,6 +272,12 @@ impl Engine {
             self.end(*key);
         }
         self.core.router.withdraw(&producers);
+    }
+
+    /// Whether this worker may have so many more.
+    pub(crate) fn has_room_for(&self, connections: usize) -> bool {
+        let admitted = self.connections.len() - self.refused;
+        admitted + connections <= self.settings.connections_max
     }
 
     /// Puts connections together that another worker has.

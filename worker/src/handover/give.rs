@@ -34,6 +34,11 @@ use crate::{
     now,
 };
 
+/// Longest that clients which wait for an answer are left for later: one that
+/// asks on and on must not hold the others up.
+const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest that HTTP requests which are not answered yet are waited for.
+const HEADS_PATIENCE: Duration = Duration::from_secs(12);
 /// Between two reports while it goes on.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
@@ -70,6 +75,8 @@ struct Current {
     /// The number of the last channel that was announced.
     announced: u32,
     frozen_at: Instant,
+    /// Since when only those are left who were left for later.
+    waiting_since: Option<Instant>,
     is_finished: bool,
 }
 
@@ -164,6 +171,7 @@ impl Giver {
             later: false,
             announced: 0,
             frozen_at: Instant::now(),
+            waiting_since: None,
             is_finished: false,
         });
     }
@@ -426,10 +434,15 @@ impl Current {
             self.candidates.retain(|key| !machine.is_given_up(*key));
         }
         self.frozen_at = Instant::now();
-        let frozen = engine.freeze(&mut self.candidates, at_most, &mut self.later);
-        let Some(frozen) = frozen else {
+        let waited = self.waiting_since.map(|since| since.elapsed());
+        let waited = waited.unwrap_or_default();
+        let is_urgent = waited > ANSWERS_PATIENCE;
+        let candidates = &mut self.candidates;
+        let Some(frozen) = engine.freeze(candidates, at_most, is_urgent, &mut self.later) else {
+            self.waiting_since.get_or_insert_with(Instant::now);
             // Who was asked for a number only does not wait for others.
-            let later = self.later && self.target.connections == 0;
+            let is_waiting = self.target.connections == 0 && waited < HEADS_PATIENCE;
+            let later = self.later && is_waiting;
             return Event::NobodyLeft { later };
         };
         let sent = Outgoing::new(frozen.body).map_err(|error| self.lose(error.to_string()));

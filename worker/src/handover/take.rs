@@ -235,7 +235,7 @@ impl Taker {
 
     /// All of the batch or nothing: what makes no sense in part makes none.
     fn build(&mut self, carried: &mut Carried, engine: &mut Engine) {
-        let (keys, refused) = match carried.snapshots() {
+        let (keys, refused) = match carried.snapshots(engine) {
             Ok(snapshots) => {
                 let descriptors = std::mem::take(&mut carried.descriptors);
                 let mut keys = Vec::new();
@@ -246,7 +246,7 @@ impl Taker {
                 (keys, Vec::new())
             }
             Err(error) => {
-                warn!(%error, "Connections that were to be taken over make no sense.");
+                warn!(%error, "Refused connections that were to be taken over.");
                 let reason = reason(&error.to_string());
                 let refused = |index| RefusedConnection {
                     index,
@@ -275,7 +275,12 @@ impl Carried {
         Ok(serde_json::from_slice(&self.body()?)?)
     }
 
-    fn snapshots(&mut self) -> io::Result<Snapshots> {
+    fn snapshots(&mut self, engine: &Engine) -> io::Result<Snapshots> {
+        if !engine.has_room_for(self.connections) {
+            return Err(io::Error::other(
+                "it has as many connections as it may have",
+            ));
+        }
         let snapshots = Snapshots::from_bytes(&self.body()?).map_err(io::Error::other)?;
         let counts = [
             self.connections,

@@ -101,8 +101,8 @@ impl Pair {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            match pair.client.read(&mut byte) {
-                Ok(_) => head.push(byte[0]),
+            match pair.client.read_exact(&mut byte) {
+                Ok(()) => head.push(byte[0]),
                 Err(_) => pair.turn().await,
             }
         }
@@ -158,7 +158,7 @@ impl Pair {
 
     fn freeze(&mut self) -> FrozenBatch {
         let mut keys = self.giver.keys();
-        let frozen = self.giver.freeze(&mut keys, 10, &mut false);
+        let frozen = self.giver.freeze(&mut keys, 10, false, &mut false);
         frozen.expect("there is one")
     }
 
@@ -285,12 +285,16 @@ async fn what_is_closing_or_no_websocket_yet_does_not_move() {
     }
     let mut keys = pair.giver.keys();
     let mut later = false;
-    let frozen = pair.giver.freeze(&mut keys, 10, &mut later).unwrap();
+    let frozen = pair.giver.freeze(&mut keys, 10, false, &mut later).unwrap();
     assert_eq!(frozen.keys.len(), 1);
     assert!(later, "it may still become one");
     pair.giver.thaw(frozen.keys[0]);
     pair.giver.close(frozen.keys[0], None, "");
     let (mut keys, mut later) = (frozen.keys, false);
-    assert!(pair.giver.freeze(&mut keys, 10, &mut later).is_none());
+    assert!(
+        pair.giver
+            .freeze(&mut keys, 10, false, &mut later)
+            .is_none()
+    );
     assert!(!later);
 }

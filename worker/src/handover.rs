@@ -144,6 +144,11 @@ impl Handovers {
         report
     }
 
+    /// Whether clients stand still until the next turn, here or elsewhere.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.giver.is_some() || !self.takers.is_empty()
+    }
+
     /// Whether connections are being handed over.
     pub(crate) fn is_giving(&self) -> bool {
         self.giver.is_some()

@@ -4,7 +4,7 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use muster_daemon::{
-    Config, NodeArgs,
+    Config, NodeArgs, cadence,
     control::{ControlHandle, control},
     runtime_dir,
     signals::{Signals, Stop},
@@ -136,6 +136,7 @@ pub(crate) async fn serve(
         worker.start_serving();
         worker.engine.finish_turn();
         worker.go_on_handing_over();
+        cadence::hurry(worker.handovers.is_under_way());
         worker.reply();
         // The links' and the control stream's tasks have their turn.
         tokio::task::yield_now().await;

@@ -298,3 +298,30 @@ async fn what_is_closing_or_no_websocket_yet_does_not_move() {
     );
     assert!(!later);
 }
+
+#[tokio::test]
+async fn what_is_on_its_way_past_the_queues_moves_too() {
+    use crate::{core::Clients as _, outbox::Delivery, stats::Stats};
+
+    let mut pair = Pair::new().await;
+    // With others it is enough of them; those are gone by now.
+    let gone = (1000..1100).map(|index| ConnectionKey { index, serial: 1 });
+    let keys: Vec<_> = pair.giver.keys().into_iter().chain(gone).collect();
+    let frame = muster_wire::frame::text_frame(b"to many");
+    let delivery = Delivery {
+        frame: &frame,
+        channel: 1,
+        slow_client: muster_daemon::config::SlowClient::Close,
+    };
+    let connections = &mut pair.giver.connections;
+    connections.fan_out(&keys, delivery, &mut Stats::default());
+    assert!(connections.has_broadcast());
+    let frozen = pair.freeze();
+    for arrival in pair.build(&frozen) {
+        pair.taker.run(arrival);
+    }
+    pair.giver.release(&frozen.keys);
+    pair.say(CALL);
+    assert_eq!(pair.hear().await, "to many");
+    assert!(pair.hear().await.starts_with(r#"{"rid":2,"#), "once");
+}

@@ -1,9 +1,10 @@
 //! How an orchestrator that is started anew gets a descriptor back which only
-//! its nodes have left: the listening socket (delivery.md E3).
+//! its nodes have left: the listening socket (delivery.md E3). And how one worker
+//! reaches another, to hand connections over to it.
 //!
 //! A node listens on a Unix socket of its own in the runtime directory. Whoever
-//! sends the one request there is gets the descriptor; anything else is
-//! answered by closing.
+//! sends the one request there gets the descriptor; who sends the other one with
+//! one end of a socket has it taken; anything else is answered by closing.
 
 use std::{
     convert::Infallible,
@@ -24,8 +25,9 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 use tokio::{
-    io::{AsyncReadExt as _, Interest},
+    io::Interest,
     net::{UnixListener, UnixStream},
+    sync::mpsc,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -33,6 +35,8 @@ use tracing::{debug, warn};
 use crate::descriptor;
 
 const REQUEST: &[u8; 24] = b"muster/1 give listener?\n";
+/// One end of a socket between two workers comes along.
+const OFFER: &[u8; 24] = b"muster/1 take sessions?\n";
 const ANSWER: &[u8] = b"muster/1 listener\n";
 /// Longest that either end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -56,13 +60,18 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(socket)
 }
 
-/// Gives `listener` to whoever asks properly, one after the other.
-pub async fn serve(socket: UnixListener, listener: OwnedFd) -> Infallible {
+/// Gives `listener` to whoever asks properly, and passes on what is offered, one
+/// after the other.
+pub async fn serve(
+    socket: UnixListener,
+    listener: OwnedFd,
+    offers: mpsc::Sender<OwnedFd>,
+) -> Infallible {
     loop {
         match socket.accept().await {
-            Ok((peer, _)) => match timeout(PATIENCE, answer(peer, &listener)).await {
-                Ok(Ok(())) => debug!("Gave the listening socket to an orchestrator."),
-                Ok(Err(error)) => warn!(%error, "Refused to give the listening socket."),
+            Ok((peer, _)) => match timeout(PATIENCE, answer(peer, &listener, &offers)).await {
+                Ok(Ok(())) => debug!("Answered on the adoption socket."),
+                Ok(Err(error)) => warn!(%error, "Refused what was asked on the adoption socket."),
                 Err(_) => warn!("Nothing was asked on the adoption socket in time."),
             },
             Err(error) => {
@@ -74,19 +83,65 @@ pub async fn serve(socket: UnixListener, listener: OwnedFd) -> Infallible {
     }
 }
 
-async fn answer(mut peer: UnixStream, listener: &OwnedFd) -> io::Result<()> {
+async fn answer(
+    peer: UnixStream,
+    listener: &OwnedFd,
+    offers: &mpsc::Sender<OwnedFd>,
+) -> io::Result<()> {
     if !descriptor::is_trusted(&peer)? {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let mut request = [0; REQUEST.len()];
-    peer.read_exact(&mut request).await?;
-    if request != *REQUEST {
-        return Err(io::Error::other("this is no request of this release"));
+    let mut len = 0;
+    let mut descriptors = Vec::new();
+    while len < request.len() {
+        let receive = || descriptor::receive(&peer, &mut request[len..]);
+        let received = peer.async_io(Interest::READABLE, receive).await?;
+        if received.len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        len += received.len;
+        descriptors.extend(received.descriptors);
+    }
+    match (&request, descriptors.pop()) {
+        (REQUEST, None) => {}
+        (OFFER, Some(offered)) if descriptors.is_empty() => {
+            // Whoever waits for an answer on it sees it close.
+            return offers
+                .try_send(offered)
+                .map_err(|_| io::Error::other("too many connections are handed over at once"));
+        }
+        _ => return Err(io::Error::other("this is no request of this release")),
     }
     let send = || descriptor::send(&peer, ANSWER, &[listener.as_fd()]);
     let sent = peer.async_io(Interest::WRITABLE, send).await?;
     debug_assert_eq!(sent, ANSWER.len(), "a new socket has room for a line");
     Ok(())
+}
+
+/// Offers one end of a socket to the worker behind `path`; the process id of
+/// that. Whether the worker takes it shows on the other end.
+///
+/// # Errors
+///
+/// When it cannot be reached in time, or is another user's.
+pub async fn offer(path: &Path, descriptor: OwnedFd) -> io::Result<u32> {
+    let offer = async {
+        let peer = UnixStream::connect(path).await?;
+        if !descriptor::is_trusted(&peer)? {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let pid = peer
+            .peer_cred()?
+            .pid()
+            .and_then(|pid| u32::try_from(pid).ok());
+        let send = || descriptor::send(&peer, OFFER, &[descriptor.as_fd()]);
+        let sent = peer.async_io(Interest::WRITABLE, send).await?;
+        debug_assert_eq!(sent, OFFER.len(), "a new socket has room for a line");
+        pid.ok_or_else(|| io::Error::other("the worker's process is not known"))
+    };
+    let in_time = timeout(PATIENCE, offer).await;
+    in_time.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Asks the node behind `path` for its listening socket. Blocks, for two
@@ -129,6 +184,13 @@ mod tests {
 
     /// A node's socket that is served by a thread of its own.
     fn served(dir: &Path) -> (PathBuf, TcpListener) {
+        let (path, listener, _) = served_with_offers(dir);
+        (path, listener)
+    }
+
+    /// The same with what is offered there.
+    fn served_with_offers(dir: &Path) -> (PathBuf, TcpListener, mpsc::Receiver<OwnedFd>) {
+        let (offers, offered) = mpsc::channel(1);
         let path = dir.join("worker-1-1.sock");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let given = OwnedFd::from(listener.try_clone().unwrap());
@@ -142,11 +204,11 @@ mod tests {
             runtime.block_on(async {
                 let socket = bind(&socket).unwrap();
                 bound.send(()).unwrap();
-                serve(socket, given).await
+                serve(socket, given, offers).await
             })
         });
         is_bound.recv().unwrap();
-        (path, listener)
+        (path, listener, offered)
     }
 
     #[test]
@@ -207,6 +269,27 @@ mod tests {
             assert!(error.contains("gave no listening socket"), "{error}");
         }
         liar.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_offered_properly_is_taken_and_the_worker_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _listener, mut offered) = served_with_offers(dir.path());
+        let (one, other) = BlockingUnixStream::pair().unwrap();
+        let pid = offer(&path, other.into()).await.unwrap();
+        assert_eq!(pid, std::process::id());
+        let taken = BlockingUnixStream::from(offered.recv().await.unwrap());
+        (&one).write_all(b"x").unwrap();
+        (&taken).read_exact(&mut [0; 1]).unwrap();
+        // Without a descriptor, and with one for the other request.
+        for (request, descriptors) in [(OFFER, &[][..]), (REQUEST, &[one.as_fd()])] {
+            let peer = BlockingUnixStream::connect(&path).unwrap();
+            descriptor::send(&peer, request, descriptors).unwrap();
+            assert_eq!((&peer).read(&mut [0; 1]).unwrap_or(0), 0, "it is closed");
+        }
+        drop(offered);
+        let missing = offer(&dir.path().join("nobody"), one.into()).await;
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[tokio::test]

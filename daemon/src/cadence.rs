@@ -14,6 +14,7 @@ use tokio::{runtime::Builder, time::Instant};
 const BURST: u32 = 5;
 
 thread_local! {
+    static IS_HURRIED: Cell<bool> = const { Cell::new(false) };
     static CADENCE: Cell<Cadence> = const { Cell::new(Cadence { due: None }) };
 }
 
@@ -26,6 +27,9 @@ pub fn pace(builder: &mut Builder, interval: Duration) {
         return;
     }
     builder.on_thread_park(move || {
+        if IS_HURRIED.get() {
+            return;
+        }
         let mut cadence = CADENCE.get();
         let rest = cadence.rest(interval, Instant::now());
         CADENCE.set(cadence);
@@ -33,6 +37,11 @@ pub fn pace(builder: &mut Builder, interval: Duration) {
             thread::sleep(rest);
         }
     });
+}
+
+/// Whether this thread does not rest now: somebody waits for each of its turns.
+pub fn hurry(is_hurried: bool) {
+    IS_HURRIED.set(is_hurried);
 }
 
 /// One thread's wake-ups, measured against an interval (the generic cell rate

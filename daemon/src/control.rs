@@ -88,14 +88,17 @@ impl Standing {
                 self.note_epoch(applied.epoch);
                 self.applied = Some(*applied);
             }
-            Report::Hello(_) | Report::Heartbeat(_) | Report::Reply(_) => {}
+            Report::Hello(_) | Report::Heartbeat(_) | Report::Reply(_) | Report::HandedOver(_) => {}
         }
     }
 
     fn note_command(&mut self, command: &Command) {
         match command {
             Command::View(view) => self.note_epoch(view.epoch),
-            Command::Query(_) | Command::Drain(_) => {}
+            Command::Query(_)
+            | Command::Drain(_)
+            | Command::HandOver(_)
+            | Command::TakePlace(_) => {}
         }
     }
 

@@ -11,6 +11,10 @@ pub struct NodeArgs {
     /// Tells this life of the slot from earlier ones.
     #[arg(long, default_value_t = 0)]
     pub incarnation: u64,
+    /// Another process fills the slot: do nothing for clients before it hands its
+    /// own over.
+    #[arg(long)]
+    pub successor: bool,
     /// The cluster's runtime directory, with the orchestrator's socket.
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: PathBuf,

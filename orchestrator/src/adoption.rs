@@ -96,15 +96,21 @@ fn sort(state: &State, found: Vec<NodeProcess>) -> (BTreeMap<NodeId, Adopted>, V
     let mut nodes = BTreeMap::new();
     let mut others = Vec::new();
     for node in found {
-        match state.lives.get(&node.id) {
-            Some(life) if is_same_life(life, &node) => {
+        // A worker and its successor call themselves the same.
+        let mut lives = state.lives.iter();
+        let known = lives.find(|(id, life)| {
+            let is_role = id.role.verb() == node.id.role.verb();
+            is_role && id.slot == node.id.slot && is_same_life(life, &node)
+        });
+        match known {
+            Some((id, life)) => {
                 let adopted = Adopted {
                     life: *life,
                     process: node.process,
                 };
-                nodes.insert(node.id, adopted);
+                nodes.insert(*id, adopted);
             }
-            Some(_) | None => others.push(node),
+            None => others.push(node),
         }
     }
     (nodes, others)
@@ -122,7 +128,7 @@ fn earlier_config(file: &Path) -> Result<Config, ConfigError> {
 
 /// Any worker has it; the first that answers gives it.
 fn ask_for_listener(dir: &Path, nodes: &BTreeMap<NodeId, Adopted>) -> Option<TcpListener> {
-    let workers = nodes.iter().filter(|(id, _)| id.role == Role::Worker);
+    let workers = nodes.iter().filter(|(id, _)| id.role != Role::Broker);
     for (id, adopted) in workers {
         let socket = runtime_dir::worker_socket(dir, id.slot, adopted.life.incarnation);
         match adoption::ask(&socket).and_then(listening) {
@@ -149,7 +155,7 @@ impl Adoption {
     pub(crate) fn owns_socket(&self, name: &str) -> bool {
         self.nodes.iter().any(|(id, adopted)| {
             let incarnation = adopted.life.incarnation;
-            name == format!("{}-{}-{incarnation}.sock", id.role, id.slot)
+            name == format!("{}-{}-{incarnation}.sock", id.role.verb(), id.slot)
         })
     }
 

@@ -65,6 +65,36 @@ pub(crate) fn published(channel: &str, json: bool) -> String {
     format!("Published on {}.\n", shown(channel))
 }
 
+pub(crate) fn rebalanced(answer: &pb::RebalanceResponse, json: bool) -> String {
+    #[derive(Serialize)]
+    struct Rebalanced<'a> {
+        moved: u64,
+        failed: u64,
+        error: Option<&'a str>,
+    }
+    let error = Some(answer.error.as_str()).filter(|error| !error.is_empty());
+    let pb::RebalanceResponse { moved, failed, .. } = *answer;
+    if json {
+        return json_text(&Rebalanced {
+            moved,
+            failed,
+            error,
+        });
+    }
+    let mut text = match moved {
+        0 => "The workers are even enough.\n".to_owned(),
+        1 => "1 connection was handed over.\n".to_owned(),
+        moved => format!("{moved} connections were handed over.\n"),
+    };
+    if failed > 0 {
+        text += &format!("Could not be handed over, and stayed: {failed}\n");
+    }
+    if let Some(error) = error {
+        text += &format!("It ended before it was through: {error}\n");
+    }
+    text
+}
+
 /// What was done to a client.
 pub(crate) fn done(connection: &str, action: &Action, json: bool) -> String {
     #[derive(Serialize)]

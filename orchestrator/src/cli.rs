@@ -75,6 +75,15 @@ pub(crate) enum Verb {
     },
     /// Change the number of workers and brokers while the cluster runs.
     Scale(ScaleArgs),
+    /// Replace all workers, one after the other, without a disconnect; ends once
+    /// that is through.
+    Update(UpdateArgs),
+    /// Hand connections over from workers that have many to those that have few,
+    /// without a disconnect; ends once that is through.
+    Rebalance {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -297,8 +306,10 @@ impl Verb {
             Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
             Self::Journal(JournalVerb::Check(args)) => args.output.json,
+            Self::Update(args) => args.output.json,
             Self::Status { output }
             | Self::Down { output }
+            | Self::Rebalance { output }
             | Self::CheckConfig { output, .. }
             | Self::PrintConfig { output, .. }
             | Self::Kick { output, .. }
@@ -328,12 +339,25 @@ pub(crate) struct UpArgs {
     pub(crate) settings: SettingArgs,
 }
 
+/// What the workers are replaced by.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpdateArgs {
+    /// The program that the new workers run [default: what the others run].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+    /// Only show how far an update is, or how the last one ended.
+    #[arg(long, conflicts_with = "binary")]
+    pub(crate) status: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// How many nodes a running cluster is to have.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScaleArgs {
-    /// Worker processes. More: the accept gate gives the new ones most of the new
-    /// connections. Fewer: the highest close their clients, spread over
-    /// shutdown.timeout and so that they come back at once, and end.
+    /// Worker processes. More: the new ones get their part of the connections.
+    /// Fewer: the highest hand theirs over to the others and end. No client is
+    /// disconnected.
     #[arg(long, value_name = "N", required_unless_present = "brokers",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) workers: Option<u32>,

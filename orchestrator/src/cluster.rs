@@ -4,9 +4,13 @@
 mod adopt;
 mod brokers;
 mod hung;
+mod lives;
 mod operate;
+mod orders;
+mod rebalance;
 mod scale;
 mod serve;
+mod update;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,7 +29,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     announce::announce,
@@ -40,7 +44,7 @@ use crate::{
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
-    supervisor::{Action, Event, Exit, Phase, Resize, TURN_MAX, Turns},
+    supervisor::{Event, Exit, Phase, Resize, TURN_MAX, Turns},
     table,
 };
 
@@ -102,6 +106,9 @@ enum Stage {
     },
 }
 
+/// All roles; brokers before those that need them.
+const ROLES: [Role; 3] = [Role::Broker, Role::Worker, Role::Successor];
+
 /// Where the outcome of a query goes; one who gave up needs none.
 type Operator = oneshot::Sender<Result<Gathered, NotAsked>>;
 
@@ -115,6 +122,10 @@ pub(crate) struct Cluster {
     /// A change of the number of brokers that is under way.
     resize: Option<Resize>,
     calls: Calls<Operator>,
+    orders: orders::Orders,
+    /// The update that is under way, or the last one.
+    update: Option<update::Run>,
+    rebalance: rebalance::Rebalance,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
@@ -140,6 +151,9 @@ impl Cluster {
             membership: Membership::new(settings.size.brokers),
             resize: None,
             calls: Calls::after(operate::first_query(settings.incarnation)),
+            orders: orders::Orders::after(operate::first_query(settings.incarnation)),
+            update: None,
+            rebalance: rebalance::Rebalance::default(),
             settings,
             spawner,
             children: JoinSet::new(),
@@ -193,11 +207,13 @@ impl Cluster {
     /// Does what is due.
     fn advance(&mut self, now: Millis) {
         self.forgive_silence(now);
-        for role in [Role::Broker, Role::Worker] {
+        for role in ROLES {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.advance_update(now);
+        self.advance_rebalance();
         self.set_brokers_aside(now);
         self.retire_workers();
         self.resize_brokers(now);
@@ -221,7 +237,10 @@ impl Cluster {
                 announce(&self.settings);
                 self.service.ready();
             }
-            Stage::EndingWorkers { .. } if self.fleet.all(Role::Worker, stopped) => {
+            Stage::EndingWorkers { .. }
+                if self.fleet.all(Role::Worker, stopped)
+                    && self.fleet.all(Role::Successor, stopped) =>
+            {
                 let until = now + BROKER_TIMEOUT;
                 self.stage = Stage::EndingBrokers { until };
                 self.stop_role(now, Role::Broker);
@@ -246,7 +265,7 @@ impl Cluster {
 
     fn is_over(&self) -> bool {
         let stopped = |phase| phase == Phase::Stopped;
-        let all = self.fleet.all(Role::Worker, stopped) && self.fleet.all(Role::Broker, stopped);
+        let all = ROLES.iter().all(|role| self.fleet.all(*role, stopped));
         let given_up = matches!(self.failure, Some(ClusterError::Unkillable { .. }));
         all || given_up
     }
@@ -264,6 +283,7 @@ impl Cluster {
             self.membership.wake_at(),
             self.resize.and_then(|resize| resize.wake_at()),
             self.calls.wake_at(),
+            self.update_wake_at(),
         ];
         times.into_iter().flatten().min()
     }
@@ -271,7 +291,7 @@ impl Cluster {
     fn handle(&mut self, now: Millis, request: Request) {
         match request {
             Request::Join {
-                node,
+                mut node,
                 pid,
                 stream,
                 commands,
@@ -279,12 +299,14 @@ impl Cluster {
             } => {
                 let life = (node.incarnation, pid);
                 let joined = self.fleet.join(node.id, life, stream, commands);
-                let result = joined.ok_or(JoinRefused);
                 // A node that is gone again also ends its stream.
-                let _ = answer.send(result);
-                match result {
-                    Ok(()) => self.joined(now, &node),
-                    Err(JoinRefused) => {
+                let _ = answer.send(joined.map(|_| ()).ok_or(JoinRefused));
+                match joined {
+                    Some(id) => {
+                        node.id = id;
+                        self.joined(now, &node);
+                    }
+                    None => {
                         warn!(node = %node.id, pid, "Refused a node that was not started here.");
                     }
                 }
@@ -315,6 +337,13 @@ impl Cluster {
             Request::Scale { goal, answer } => {
                 let _ = answer.send(self.scale(now, goal));
             }
+            Request::Update { program, answer } => {
+                let _ = answer.send(self.begin_update(now, program));
+            }
+            Request::Rebalance { answer } => self.begin_rebalance(answer),
+            Request::UpdateStatus { answer } => {
+                let _ = answer.send(self.update_status(now));
+            }
         }
     }
 
@@ -325,6 +354,10 @@ impl Cluster {
             let tells = self.membership.joined(now, node);
             self.tell(tells);
             self.remind_to_drain(now, node.id);
+            self.remind_of_orders(node.id);
+            if node.id.role == Role::Worker {
+                self.tell_to_take_place(node.id.slot);
+            }
         }
     }
 
@@ -353,6 +386,7 @@ impl Cluster {
                 self.tell(tells);
             }
             Report::Reply(reply) => operate::conclude(self.calls.answered(id, reply)),
+            Report::HandedOver(report) => self.handed_over(now, &report),
         }
     }
 
@@ -361,80 +395,6 @@ impl Cluster {
         let tells = self.membership.left(id);
         self.tell(tells);
         operate::conclude(self.calls.left(id));
-    }
-
-    fn ended(&mut self, now: Millis, ended: Ended) {
-        let Ended {
-            node: id,
-            incarnation,
-            exit,
-        } = ended;
-        self.leave(id);
-        self.adopted.remove(&id);
-        let address = self.membership.address(id);
-        if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
-            // One that ended by itself has removed it.
-            let _ = std::fs::remove_file(socket);
-        }
-        let exited = Event::Exited {
-            incarnation,
-            exit: exit.clone(),
-        };
-        self.feed(now, id, exited);
-        let next = self.fleet.get_mut(id).and_then(|node| node.slot.wake_at());
-        match next.map(|at| at.since(now)) {
-            None => info!(node = %id, %exit, "Node ended."),
-            Some(Duration::ZERO) => warn!(node = %id, %exit, "Node ended, starting it again."),
-            Some(wait) => {
-                error!(node = %id, %exit, ?wait, "Node ends again and again, waiting to start it.");
-            }
-        }
-    }
-
-    /// Feeds a slot and does what it decides.
-    fn feed(&mut self, now: Millis, id: NodeId, event: Event) {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return;
-        };
-        match node.slot.handle(now, event, &mut self.rng) {
-            Action::Nothing => {}
-            Action::Start { incarnation } => {
-                node.reborn(now);
-                let event = match self.spawner.start(id, incarnation) {
-                    Ok(started) => {
-                        let pid = started.pid;
-                        info!(node = %id, pid, "Node started.");
-                        self.children
-                            .spawn(self.spawner.attend(id, incarnation, started));
-                        Event::Started { pid }
-                    }
-                    Err(error) => {
-                        warn!(node = %id, %error, "Node cannot be started.");
-                        let reason = error.to_string();
-                        Event::StartFailed { reason }
-                    }
-                };
-                self.feed(now, id, event);
-            }
-            Action::Terminate(life) => self.signal(id, life.pid, Number::TERM),
-            Action::Drain { until, .. } => self.tell_to_drain(now, id, until),
-            Action::Cut(life) => self.cut(id, life.pid),
-            Action::Kill { life, silent } => self.kill_hung(id, life.pid, silent),
-        }
-        self.give_up_on_crash_loop(now, id);
-    }
-
-    /// A cluster that has never been whole and does not get there ends with the
-    /// reason; one that was keeps trying.
-    fn give_up_on_crash_loop(&mut self, now: Millis, id: NodeId) {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return;
-        };
-        if self.stage == Stage::Starting && node.slot.is_crash_loop() {
-            let exit = node.slot.last_exit().cloned().unwrap_or_default();
-            self.failure = Some(ClusterError::DoesNotStart { node: id, exit });
-            self.begin_end(now);
-        }
     }
 
     fn stop(&mut self, now: Millis, stop: Stop) {
@@ -473,6 +433,7 @@ impl Cluster {
         self.stage = Stage::EndingWorkers { until };
         self.service.stopping();
         self.stop_role(now, Role::Worker);
+        self.stop_role(now, Role::Successor);
     }
 
     fn stop_role(&mut self, now: Millis, role: Role) {
@@ -485,8 +446,9 @@ impl Cluster {
         let until = now + KILL_TIMEOUT;
         self.stage = Stage::Killing { until };
         self.service.stopping();
-        self.stop_role(now, Role::Worker);
-        self.stop_role(now, Role::Broker);
+        for role in ROLES {
+            self.stop_role(now, role);
+        }
         for (id, node) in self.fleet.nodes() {
             if let Some(life) = node.slot.life() {
                 warn!(node = %id, pid = life.pid, "Killing a node.");
@@ -503,11 +465,13 @@ impl Cluster {
                     self.save();
                     let epoch = self.membership.view().epoch();
                     info!(epoch, to = %role, "Telling the view.");
-                    let slots = self.fleet.joined(role);
-                    slots
-                        .into_iter()
-                        .map(|slot| NodeId { role, slot })
-                        .collect()
+                    let also = (role == Role::Worker).then_some(Role::Successor);
+                    let of_role = |role| {
+                        let slots = self.fleet.joined(role).into_iter();
+                        slots.map(move |slot| NodeId { role, slot })
+                    };
+                    let roles = [role].into_iter().chain(also);
+                    roles.flat_map(of_role).collect()
                 }
             };
             for id in ids {

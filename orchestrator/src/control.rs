@@ -5,6 +5,8 @@ mod client;
 mod operators;
 mod server;
 
+use std::path::PathBuf;
+
 use muster_proto::control as pb;
 use tokio::sync::{mpsc, oneshot};
 
@@ -60,6 +62,18 @@ pub(crate) enum Request {
         goal: Goal,
         answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
     },
+    /// Replace all workers; with this program, if one is named.
+    Update {
+        program: Option<PathBuf>,
+        answer: oneshot::Sender<Result<(), UpdateRefused>>,
+    },
+    /// Even the workers out; answered once that is through.
+    Rebalance {
+        answer: oneshot::Sender<Result<pb::RebalanceResponse, RebalanceRefused>>,
+    },
+    UpdateStatus {
+        answer: oneshot::Sender<pb::UpdateStatusResponse>,
+    },
 }
 
 /// Who is asked.
@@ -93,6 +107,8 @@ pub(crate) struct Goal {
 pub(crate) enum ScaleRefused {
     #[error("the cluster is ending")]
     Ending,
+    #[error("the workers are being updated: `update --status` shows how far that is")]
+    Updating,
     #[error("the cluster is starting: brokers can be scaled once every node has been ready")]
     Starting,
     #[error(
@@ -104,6 +120,34 @@ pub(crate) enum ScaleRefused {
          `status` for the reason"
     )]
     Failing,
+}
+
+/// Why no update begins.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpdateRefused {
+    #[error("the cluster is ending")]
+    Ending,
+    #[error("the cluster is starting: update it once every node has been ready")]
+    Starting,
+    #[error("an update is under way: `update --status` shows how far it is")]
+    Busy,
+    #[error("the number of workers is being changed: wait until `status` shows none that drains")]
+    Scaling,
+    #[error("connections are being handed over: try again in a moment")]
+    HandingOver,
+    #[error("{} cannot be run: {reason}", program.display())]
+    Program { program: PathBuf, reason: String },
+}
+
+/// Why the workers are not evened out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RebalanceRefused {
+    #[error("the cluster is ending")]
+    Ending,
+    #[error("the cluster is starting: try again once every node has been ready")]
+    Starting,
+    #[error("the workers are being updated: `update --status` shows how far that is")]
+    Updating,
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::{
     cli::Size,
     node::{NodeId, Role},
+    spawn::OWN_PROGRAM,
     supervisor::{Patience, Phase, Slot},
 };
 
@@ -23,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) slot: Slot,
     /// When the current process was started.
     pub(crate) born: Millis,
+    /// What its processes run.
+    pub(crate) program: Arc<Path>,
     stream: Option<NodeStream>,
     stats: Option<Stats>,
     counted: Option<Counted>,
@@ -63,6 +68,8 @@ pub(crate) struct Fleet {
     supervision: SupervisionConfig,
     /// Incarnations of slots that are added come after it.
     incarnation: u64,
+    /// What slots that are added run.
+    program: Arc<Path>,
 }
 
 impl Fleet {
@@ -73,6 +80,7 @@ impl Fleet {
             streams: HashMap::new(),
             supervision: supervision.clone(),
             incarnation,
+            program: Path::new(OWN_PROGRAM).into(),
         };
         let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
         let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
@@ -87,9 +95,66 @@ impl Fleet {
         let patience = patience(id.role, &self.supervision);
         let incarnation = self.incarnation;
         let is_new = !self.nodes.contains_key(&id);
-        let node = || Node::new(Slot::new(incarnation, patience));
+        let program = Arc::clone(&self.program);
+        let node = || Node::new(Slot::new(incarnation, patience), program);
         self.nodes.entry(id).or_insert_with(node);
         is_new
+    }
+
+    /// Adds a successor of the worker in a slot, which runs `program`. False when
+    /// there is one already, or no such worker.
+    pub(crate) fn add_successor(&mut self, slot: u32, program: Arc<Path>) -> bool {
+        let Some(worker) = self.nodes.get(&worker(slot)) else {
+            return false;
+        };
+        // Never an incarnation that the slot had, or will have.
+        self.incarnation = self.incarnation.max(worker.slot.incarnation());
+        let is_new = self.add(successor(slot));
+        if let Some(node) = self.nodes.get_mut(&successor(slot)) {
+            node.program = program;
+        }
+        is_new
+    }
+
+    /// Removes a successor whose process has ended.
+    pub(crate) fn remove_successor(&mut self, slot: u32) {
+        self.remove(successor(slot));
+        if let Some(worker) = self.nodes.get_mut(&worker(slot)) {
+            worker.slot.skip_to(self.incarnation);
+        }
+    }
+
+    /// The successor fills the slot from now on; the worker's process has ended.
+    pub(crate) fn promote(&mut self, slot: u32) {
+        self.leave(worker(slot));
+        let Some(mut node) = self.nodes.remove(&successor(slot)) else {
+            return;
+        };
+        if let Some(stream) = &node.stream {
+            self.streams.insert(stream.number, worker(slot));
+        }
+        if let Some(earlier) = self.nodes.remove(&worker(slot)) {
+            node.slot.succeed(&earlier.slot);
+        }
+        self.nodes.insert(worker(slot), node);
+    }
+
+    /// What new slots run from now on.
+    pub(crate) fn set_program(&mut self, program: Arc<Path>) {
+        self.program = program;
+    }
+
+    /// The node that this life of a worker or broker fills now.
+    pub(crate) fn of_life(&self, id: NodeId, incarnation: u64) -> Option<NodeId> {
+        let ids = match id.role {
+            Role::Worker | Role::Successor => [worker(id.slot), successor(id.slot)],
+            Role::Broker => [id, id],
+        };
+        ids.into_iter().find(|id| {
+            let node = self.nodes.get(id);
+            let life = node.and_then(|node| node.slot.life());
+            life.is_some_and(|life| life.incarnation == incarnation)
+        })
     }
 
     /// Removes a slot without a process.
@@ -120,15 +185,16 @@ impl Fleet {
         nodes.all(|(_, node)| holds(node.slot.phase()))
     }
 
-    /// Gives a node its stream; an earlier one ends. `None` when no such life
-    /// was started here.
+    /// Gives a node its stream, and says which it is; an earlier one ends. `None`
+    /// when no such life was started here.
     pub(crate) fn join(
         &mut self,
         id: NodeId,
         (incarnation, pid): (u64, u32),
         number: u64,
         commands: mpsc::Sender<Command>,
-    ) -> Option<()> {
+    ) -> Option<NodeId> {
+        let id = self.of_life(id, incarnation)?;
         let node = self.nodes.get_mut(&id)?;
         let life = node.slot.life()?;
         if life.incarnation != incarnation || life.pid != pid {
@@ -138,7 +204,7 @@ impl Fleet {
             self.streams.remove(&earlier.number);
         }
         self.streams.insert(number, id);
-        Some(())
+        Some(id)
     }
 
     /// The node whose current stream this is.
@@ -200,10 +266,11 @@ impl Fleet {
 }
 
 impl Node {
-    fn new(slot: Slot) -> Self {
+    fn new(slot: Slot, program: Arc<Path>) -> Self {
         Self {
             slot,
             born: Millis(0),
+            program,
             stream: None,
             stats: None,
             counted: None,
@@ -272,6 +339,9 @@ impl Node {
         let life = self.slot.life();
         let uptime = life.map_or(Duration::ZERO, |_| now.since(self.born));
         let state = match self.slot.phase() {
+            Phase::Starting { .. } | Phase::Ready { .. } if id.role == Role::Successor => {
+                "successor"
+            }
             Phase::Starting { .. } if self.slot.restarts() > 0 => "restarting",
             Phase::Waiting { .. } if self.slot.restarts() > 0 => "restarting",
             Phase::Hung { .. } => "restarting",
@@ -298,11 +368,25 @@ impl Node {
     }
 }
 
+fn worker(slot: u32) -> NodeId {
+    NodeId {
+        role: Role::Worker,
+        slot,
+    }
+}
+
+fn successor(slot: u32) -> NodeId {
+    NodeId {
+        role: Role::Successor,
+        slot,
+    }
+}
+
 fn patience(role: Role, supervision: &SupervisionConfig) -> Patience {
     Patience {
         starting: supervision.start_timeout,
         ready: match role {
-            Role::Worker => supervision.worker_hung_after,
+            Role::Worker | Role::Successor => supervision.worker_hung_after,
             Role::Broker => supervision.broker_hung_after,
         },
     }
@@ -365,7 +449,7 @@ mod tests {
         ] {
             assert_eq!(fleet.join(id, life, 1, commands.clone()), None);
         }
-        assert_eq!(fleet.join(ID, (1, 77), 1, commands), Some(()));
+        assert_eq!(fleet.join(ID, (1, 77), 1, commands), Some(ID));
         assert_eq!(fleet.joined(Role::Worker), BTreeSet::from([1]));
     }
 

@@ -24,6 +24,7 @@ mod state;
 mod supervisor;
 mod table;
 mod up;
+mod update;
 
 use std::{
     collections::BTreeMap,
@@ -158,6 +159,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         verb @ (Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::Scale(_)
+        | Verb::Update(_)
+        | Verb::Rebalance { .. }
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

@@ -176,8 +176,8 @@ impl Membership {
         }
         match node.id.role {
             _ if self.view.epoch() == 0 => Vec::new(),
-            Role::Worker if !self.is_published() => Vec::new(),
-            Role::Worker | Role::Broker => vec![Tell::One(node.id)],
+            Role::Worker | Role::Successor if !self.is_published() => Vec::new(),
+            Role::Worker | Role::Successor | Role::Broker => vec![Tell::One(node.id)],
         }
     }
 
@@ -195,7 +195,7 @@ impl Membership {
     /// A broker's stream broke. It may still serve, so it stays in the view.
     pub(crate) fn left(&mut self, id: NodeId) -> Vec<Tell> {
         match id.role {
-            Role::Worker => Vec::new(),
+            Role::Worker | Role::Successor => Vec::new(),
             Role::Broker => {
                 self.present.remove(&id.slot);
                 self.no_longer_missing(id.slot)
@@ -209,7 +209,7 @@ impl Membership {
         }
         match id.role {
             Role::Broker if epoch == self.view.epoch() => self.no_longer_missing(id.slot),
-            Role::Worker | Role::Broker => Vec::new(),
+            Role::Worker | Role::Successor | Role::Broker => Vec::new(),
         }
     }
 

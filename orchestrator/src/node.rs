@@ -9,6 +9,8 @@ use muster_proto::control as pb;
 pub(crate) enum Role {
     Worker,
     Broker,
+    /// A worker beside the one in its slot, which it succeeds.
+    Successor,
 }
 
 /// A place in the cluster that one process at a time fills.
@@ -23,7 +25,7 @@ impl Role {
     /// The verb that makes this binary play the role.
     pub(crate) fn verb(self) -> &'static str {
         match self {
-            Self::Worker => "worker",
+            Self::Worker | Self::Successor => "worker",
             Self::Broker => "broker",
         }
     }
@@ -31,7 +33,11 @@ impl Role {
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.verb())
+        f.write_str(match self {
+            Self::Worker => "worker",
+            Self::Broker => "broker",
+            Self::Successor => "successor",
+        })
     }
 }
 
@@ -44,7 +50,7 @@ impl fmt::Display for NodeId {
 impl From<Role> for pb::Role {
     fn from(role: Role) -> Self {
         match role {
-            Role::Worker => Self::Worker,
+            Role::Worker | Role::Successor => Self::Worker,
             Role::Broker => Self::Broker,
         }
     }

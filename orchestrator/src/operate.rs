@@ -16,7 +16,7 @@ use crate::{
     Fatal, answers,
     cli::{STANDARD_INPUT, TokenVerb, Verb},
     control::{Operator, OperatorError},
-    print, scale, table,
+    print, scale, table, update,
 };
 
 /// Most bytes read from standard input: no cluster takes a longer publication.
@@ -38,6 +38,9 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
     let json = verb.json();
     if let Verb::Scale(args) = verb {
         return print(&scale::scale(&args, runtime_dir).await?);
+    }
+    if let Verb::Update(args) = verb {
+        return print(&update::update(&args, runtime_dir).await?);
     }
     if let Verb::Publish { data, .. } = &mut verb
         && data == STANDARD_INPUT
@@ -75,6 +78,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         Verb::Connections { which, .. } => {
             answers::connections(&operator.connections(which.request()).await?, json)
         }
+        Verb::Rebalance { .. } => answers::rebalanced(&operator.rebalance().await?, json),
         Verb::LogFilter { filter, .. } => {
             answers::log_filter(&operator.log_filter(filter).await?, json)
         }
@@ -85,6 +89,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         }
         Verb::Up(_)
         | Verb::Scale(_)
+        | Verb::Update(_)
         | Verb::CheckConfig { .. }
         | Verb::PrintConfig { .. }
         | Verb::Completions { .. }
@@ -123,6 +128,8 @@ fn action(verb: Verb) -> (String, Action) {
         }
         Verb::Up(_)
         | Verb::Scale(_)
+        | Verb::Update(_)
+        | Verb::Rebalance { .. }
         | Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::CheckConfig { .. }

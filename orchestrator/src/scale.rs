@@ -45,8 +45,7 @@ fn text(answer: &pb::ScaleResponse) -> String {
     }
     if !answer.draining.is_empty() {
         let names = names(Role::Worker, &answer.draining).join(", ");
-        let seconds = answer.within_ms.div_ceil(1000);
-        text += &format!("Ending, clients are closed within {seconds} s: {names}\n");
+        text += &format!("Ending once the others have their clients: {names}\n");
     }
     if !answer.brokers_ending.is_empty() {
         let names = names(Role::Broker, &answer.brokers_ending).join(", ");
@@ -125,7 +124,7 @@ mod tests {
         assert_eq!(
             text(&goes),
             "The cluster is to have 3 workers and 1 broker.\n\
-             Ending, clients are closed within 21 s: worker-4\n\
+             Ending once the others have their clients: worker-4\n\
              Ending once the others have their shards: broker-2\n"
         );
     }

@@ -9,7 +9,7 @@ use std::{
         fd::AsFd as _,
         unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
 };
@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The program that runs now, even if the file at its path is another by now.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Settings are in the file that nodes are given; variables would win over it.
 const SETTINGS_PREFIX: &str = "MUSTER_";
 const FILTER_VARIABLE: &str = "RUST_LOG";
@@ -79,15 +79,22 @@ impl Spawner {
     /// # Errors
     ///
     /// When the system has no process or descriptor left.
-    pub(crate) fn start(&self, node: NodeId, incarnation: u64) -> io::Result<Started> {
+    pub(crate) fn start(
+        &self,
+        program: &Path,
+        node: NodeId,
+        incarnation: u64,
+    ) -> io::Result<Started> {
         let (stderr, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&write_end, OFlags::NONBLOCK)?;
         let stderr = pipe::Receiver::from_owned_fd(stderr)?;
         let stdin = match node.role {
-            Role::Worker => Stdio::from(self.listener.as_fd().try_clone_to_owned()?),
+            Role::Worker | Role::Successor => {
+                Stdio::from(self.listener.as_fd().try_clone_to_owned()?)
+            }
             Role::Broker => Stdio::null(),
         };
-        let mut command = Command::new(OWN_PROGRAM);
+        let mut command = Command::new(program);
         command
             .arg0("orchestrator")
             .arg(node.role.verb())
@@ -97,6 +104,7 @@ impl Spawner {
             .arg(&self.runtime_dir)
             .arg("--config")
             .arg(&self.config_file)
+            .args((node.role == Role::Successor).then_some("--successor"))
             .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::from(write_end))

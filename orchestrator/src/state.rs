@@ -120,6 +120,7 @@ struct FileNode {
 enum FileRole {
     Worker,
     Broker,
+    Successor,
 }
 
 /// As in `control.proto`.
@@ -208,6 +209,7 @@ impl State {
             role: match id.role {
                 Role::Worker => FileRole::Worker,
                 Role::Broker => FileRole::Broker,
+                Role::Successor => FileRole::Successor,
             },
             slot: id.slot,
             incarnation: life.incarnation,
@@ -236,6 +238,7 @@ impl FileNode {
         let role = match self.role {
             FileRole::Worker => Role::Worker,
             FileRole::Broker => Role::Broker,
+            FileRole::Successor => Role::Successor,
         };
         let slot = self.slot;
         let life = LifeState {

@@ -1,9 +1,13 @@
 //! When a node is started, restarted and ended: decisions, without doing any.
 
+mod balance;
 mod resize;
 mod slot;
 mod turns;
+mod update;
 
+pub(crate) use balance::{Load, Move, even_out, share_out};
 pub(crate) use resize::{Facts, Next, Resize};
 pub(crate) use slot::{Action, Event, Exit, Life, Patience, Phase, Slot};
 pub(crate) use turns::{TURN_MAX, Turns};
+pub(crate) use update::{Facts as UpdateFacts, Handed, Next as UpdateNext, Successor, Update};

@@ -4,10 +4,12 @@
 #![warn(missing_docs)]
 
 mod assign;
+mod pauses;
 mod shard;
 mod view;
 
 pub use assign::{assign, shards_per_broker_max};
+pub use pauses::Pauses;
 pub use shard::{SHARDS, ShardId, shard_of};
 pub use view::{BrokerNode, View, ViewError};
 

@@ -7,6 +7,7 @@ mod closes;
 mod command_line;
 mod deploy;
 mod failures;
+mod handover;
 mod heartbeat;
 mod history;
 mod http;

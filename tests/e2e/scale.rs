@@ -1,15 +1,9 @@
 //! More and fewer workers while clients are connected.
 
-use muster_tests::{Cluster, Raw, eventually, patience, raw::Closed, status::Status};
+use crate::{counted, handover::Traffic};
+use muster_tests::{Cluster, Raw, eventually, patience, status::Status};
 use rustix::process::Signal;
 use serde_json::json as value;
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{Duration, Instant},
-};
-
-use crate::counted;
 
 const QUICK: &str = "[shutdown]\ntimeout = \"3s\"";
 
@@ -19,6 +13,17 @@ async fn connect(cluster: &Cluster, count: usize) -> Vec<Raw> {
         clients.push(Raw::connect(&cluster.url()).await);
     }
     clients
+}
+
+/// Waits until the workers have so many.
+async fn has_connections(cluster: &Cluster, wanted: &[u64]) {
+    eventually("all have their part", patience(), async || {
+        match cluster.connections().await {
+            counts if counts == wanted => Ok(()),
+            counts => Err(format!("{counts:?}")),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -40,47 +45,53 @@ async fn new_workers_take_new_clients_until_all_have_the_same() {
 }
 
 #[tokio::test]
-async fn clients_of_a_worker_that_goes_are_closed_without_a_status_and_find_the_others() {
+async fn clients_of_workers_that_go_stay_connected_and_miss_nothing() {
     let cluster = Cluster::builder(3, 2).config(QUICK).start().await;
-    let clients = connect(&cluster, 60).await;
-    let counts = counted(&cluster, 60).await;
-    let (done, _) = watch::channel(());
-    let mut tasks = JoinSet::new();
-    for mut client in clients {
-        let (url, mut done) = (cluster.url(), done.subscribe());
-        tasks.spawn(async move {
-            tokio::select! {
-                closed = client.closed() => {
-                    let at = Instant::now();
-                    // As a stock client does after a close without a status.
-                    (Some((closed, at)), Raw::connect(&url).await)
-                }
-                _ = done.changed() => (None, client),
-            }
-        });
-    }
+    let traffic = Traffic::start(&cluster.url(), 60).await;
+    counted(&cluster, 60).await;
     let answer = cluster.scale(1).await;
     assert_eq!(answer["draining"], value!(["worker-2", "worker-3"]));
-    assert_eq!(answer["within_ms"], 3000);
     cluster.has_workers(1).await;
-    done.send(()).unwrap();
-
-    let mut closes = Vec::new();
-    for (closed, mut client) in tasks.join_all().await {
+    let mut clients = traffic.end().await;
+    for client in &mut clients {
         assert!(client.is_alive().await);
-        if let Some((closed, at)) = closed {
-            let (code, reason) = (1005, String::new());
-            assert_eq!(closed, Closed { code, reason });
-            closes.push(at);
-        }
     }
-    assert_eq!(closes.len() as u64, counts[1] + counts[2], "{counts:?}");
-    let first = closes.iter().min().unwrap();
-    let spread = closes.iter().max().unwrap().duration_since(*first);
-    assert!(
-        spread > Duration::from_millis(500),
-        "all at once: {spread:?}"
-    );
+    assert_eq!(counted(&cluster, 60).await, [60]);
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn new_workers_get_their_part_of_the_clients_that_are_connected() {
+    let cluster = Cluster::start(1, 1).await;
+    let traffic = Traffic::start(&cluster.url(), 40).await;
+    counted(&cluster, 40).await;
+    cluster.scale(4).await;
+    cluster.has_workers(4).await;
+    has_connections(&cluster, &[10; 4]).await;
+    for mut client in traffic.end().await {
+        assert!(client.is_alive().await);
+    }
+    cluster.down().await;
+}
+
+#[tokio::test]
+async fn workers_that_are_uneven_are_evened_out_on_request() {
+    let cluster = Cluster::start(2, 1).await;
+    cluster.signal_node("worker", 1, Signal::STOP).await;
+    let mut clients = connect(&cluster, 60).await;
+    cluster.signal_node("worker", 1, Signal::CONT).await;
+    assert_eq!(counted(&cluster, 60).await, [0, 60]);
+    let output = cluster.verb(&["rebalance", "--json"]).await;
+    assert!(output.status.success(), "{output:?}");
+    let answer = crate::json(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!(answer, value!({ "moved": 30, "failed": 0, "error": null }));
+    has_connections(&cluster, &[30, 30]).await;
+    for client in &mut clients {
+        assert!(client.is_alive().await);
+    }
+    let output = cluster.verb(&["rebalance"]).await;
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(answer, "The workers are even enough.\n");
     cluster.down().await;
 }
 

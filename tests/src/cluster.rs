@@ -360,6 +360,11 @@ impl Cluster {
         }
     }
 
+    /// Sends a signal to one of its processes; one that is gone does not matter.
+    pub fn signal_process(pid: u32, signal: Signal) {
+        processes::signal(pid, signal);
+    }
+
     /// Sends a signal to a node.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! What tests of whole clusters share: the harness, and a client that
 //! shows every byte.
 
+pub mod bare;
 pub mod cluster;
 pub mod eventually;
 pub mod floor;

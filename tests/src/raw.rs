@@ -131,6 +131,36 @@ impl Raw {
         }
     }
 
+    /// The next text as [`Self::receive`] gives it, or what ended the connection.
+    ///
+    /// # Errors
+    /// The end of the connection.
+    ///
+    /// # Panics
+    /// When nothing comes in time.
+    pub async fn try_receive(&mut self) -> Result<String, Closed> {
+        if !self.early.is_empty() {
+            return Ok(self.early.remove(0));
+        }
+        loop {
+            match self.receive_message().await {
+                Ok(Message::Text(text)) if text.is_empty() => {
+                    // That it is gone shows with the next one.
+                    let _ = self.stream.send(Message::text("")).await;
+                }
+                Ok(Message::Text(text)) => return Ok(text.as_str().to_owned()),
+                Ok(Message::Close(frame)) => return Err(frame.into()),
+                Ok(_) => {}
+                Err(_) => return Err(None.into()),
+            }
+        }
+    }
+
+    /// What arrived while answers were awaited.
+    pub fn take_early(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.early)
+    }
+
     /// The next message of any kind.
     ///
     /// # Errors

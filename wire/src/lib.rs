@@ -10,6 +10,7 @@ mod channel;
 pub mod client;
 pub mod close;
 pub mod frame;
+mod octets;
 pub mod packet;
 mod position;
 pub mod session;

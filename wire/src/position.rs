@@ -18,6 +18,20 @@ pub struct Position {
     pub offset: u64,
 }
 
+impl Position {
+    /// Whether something lies between an earlier position and this one.
+    #[must_use]
+    pub fn is_after(self, earlier: Self) -> bool {
+        self.is_like(earlier) && self.offset > earlier.offset
+    }
+
+    /// Whether the two can be compared.
+    #[must_use]
+    pub fn is_like(self, other: Self) -> bool {
+        self.generation == other.generation
+    }
+}
+
 /// Why a text is no position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PositionError {

@@ -20,6 +20,11 @@ impl Origin {
             }
         })
     }
+
+    /// An address that belongs to it.
+    pub(crate) fn address(self) -> IpAddr {
+        self.0
+    }
 }
 
 /// Counts connections, if there is a limit.
@@ -46,6 +51,13 @@ impl Addresses {
         let has_room = *count < max;
         *count += u32::from(has_room);
         has_room
+    }
+
+    /// Counts a connection that was admitted elsewhere.
+    pub(crate) fn count(&mut self, origin: Origin) {
+        if self.max.is_some() {
+            *self.counts.entry(origin).or_default() += 1;
+        }
     }
 
     /// An admitted connection ended.

@@ -2,6 +2,7 @@
 //! worker itself is in it (hop 5, fan-out).
 
 mod followers;
+mod movers;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,6 +13,7 @@ pub(crate) use muster_wire::Position;
 
 use self::followers::Follower;
 pub(crate) use self::followers::{Caught, Start};
+use self::movers::{Mover, Movers};
 use crate::connection::ConnectionKey;
 
 /// The channels that this worker subscribes to.
@@ -35,6 +37,10 @@ pub(crate) struct Channel {
     waiting: Vec<ConnectionKey>,
     /// Want positions, and what they missed; in whatever stage.
     followers: Vec<Follower>,
+    /// Came from other workers and are not where this one is.
+    movers: Movers,
+    /// Stays without a subscriber: some are about to come.
+    is_kept: bool,
     /// The owner has the subscription, in the current epoch.
     confirmed: bool,
     /// What the owner was last asked; answers to earlier requests are stale.
@@ -62,6 +68,8 @@ pub(crate) struct Arrived<'c> {
     pub(crate) subscribers: &'c [ConnectionKey],
     /// Who gets it with its offset.
     pub(crate) followers: Vec<ConnectionKey>,
+    /// So do these, which are elsewhere in the channel than this worker.
+    pub(crate) movers: Vec<ConnectionKey>,
     pub(crate) number: u32,
     pub(crate) slow_client: SlowClient,
 }
@@ -152,17 +160,7 @@ impl Channels {
         let channel = self.by_name.entry(name.clone()).or_insert_with(|| {
             joined = Joined::First;
             self.last_number = self.last_number.wrapping_add(1);
-            Channel {
-                shard: shard_of(&**name),
-                number: self.last_number,
-                slow_client: slow_client(),
-                subscribers: Vec::new(),
-                waiting: Vec::new(),
-                followers: Vec::new(),
-                confirmed: false,
-                request: 0,
-                position: None,
-            }
+            Channel::new(name, self.last_number, slow_client())
         });
         if channel.confirmed {
             joined = Joined::Confirmed;
@@ -183,13 +181,117 @@ impl Channels {
                 break;
             }
         }
-        is_found = is_found || channel.unfollow(key);
+        is_found = is_found || channel.unfollow(key) || channel.movers.remove(key);
         self.subscriptions -= usize::from(is_found);
-        let is_empty = channel.members().next().is_none();
+        let is_empty = channel.is_empty();
         if is_empty {
             self.by_name.remove(name);
         }
         is_empty
+    }
+
+    /// A subscriber comes from another worker, with everything up to `position`.
+    /// What it takes is as for [`Self::join`]; `First` also if the owner must be
+    /// asked for what the newcomer does not have.
+    pub(crate) fn join_at(
+        &mut self,
+        name: &ChannelName,
+        key: ConnectionKey,
+        position: Position,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> Joined {
+        self.subscriptions += 1;
+        let Some(channel) = self.by_name.get_mut(&**name) else {
+            let channel = self.begin_at(name, position, slow_client());
+            channel.subscribers.push(key);
+            return Joined::First;
+        };
+        let place = channel.position;
+        if place == Some(position) {
+            channel.subscribers.push(key);
+        } else {
+            channel.movers.push(Mover { key, position });
+        }
+        let is_missing = |at: Position| at.is_after(position) || !at.is_like(position);
+        if place.is_none_or(is_missing) {
+            // It is all asked for anew, from where the newcomer is. Where the
+            // first answer is still awaited, those who wait for it may get a
+            // little of what came before.
+            channel.confirmed = false;
+            channel.request = 0;
+            Joined::First
+        } else if channel.confirmed {
+            Joined::Confirmed
+        } else {
+            Joined::Waiting
+        }
+    }
+
+    /// Subscribes from `position` on for those who are about to come; false if
+    /// the worker subscribes to the channel already. Until [`Self::let_go`].
+    pub(crate) fn keep(
+        &mut self,
+        name: &ChannelName,
+        position: Position,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> bool {
+        if let Some(channel) = self.by_name.get_mut(&**name) {
+            channel.is_kept = true;
+            return false;
+        }
+        self.begin_at(name, position, slow_client()).is_kept = true;
+        true
+    }
+
+    /// Nobody comes any more: returns the channels that are gone now.
+    pub(crate) fn let_go(&mut self) -> Vec<ChannelName> {
+        let mut gone = Vec::new();
+        self.by_name.retain(|name, channel| {
+            let was_kept = std::mem::take(&mut channel.is_kept);
+            let is_gone = was_kept && channel.is_empty();
+            if is_gone {
+                gone.push(name.clone());
+            }
+            !is_gone
+        });
+        gone
+    }
+
+    fn begin_at(
+        &mut self,
+        name: &ChannelName,
+        position: Position,
+        slow_client: SlowClient,
+    ) -> &mut Channel {
+        self.last_number = self.last_number.wrapping_add(1);
+        let mut channel = Channel::new(name, self.last_number, slow_client);
+        channel.position = Some(position);
+        self.by_name.entry(name.clone()).or_insert(channel)
+    }
+
+    /// Up to where a subscriber has got everything, or has it in its queue;
+    /// `None` if the owner has not confirmed its subscription.
+    pub(crate) fn place_of(&self, name: &str, key: ConnectionKey) -> Option<Position> {
+        let channel = self.by_name.get(name)?;
+        channel.movers.place_of(key).or(channel.position)
+    }
+
+    /// Whether the owner has the subscription.
+    pub(crate) fn is_confirmed(&self, name: &str) -> bool {
+        self.by_name
+            .get(name)
+            .is_some_and(|channel| channel.confirmed)
+    }
+
+    /// The number of a channel in its clients' outboxes.
+    pub(crate) fn number(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).map(|channel| channel.number)
+    }
+
+    /// All channels by number, and up to where this worker has them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (u32, &ChannelName, Option<Position>)> {
+        let channels = self.by_name.iter();
+        channels.map(|(name, channel)| (channel.number, name, channel.position))
     }
 
     /// Numbers the request that is about to be sent to the owner; `None` if
@@ -201,7 +303,7 @@ impl Channels {
         }
         self.last_request += 1;
         channel.request = self.last_request;
-        Some((channel.request, channel.position))
+        Some((channel.request, channel.movers.earliest(channel.position)))
     }
 
     /// The owner has the subscription, as `request` asked or, with 0, for a
@@ -225,7 +327,9 @@ impl Channels {
         if !is_current {
             return (Vec::new(), false);
         }
-        let has_hole = channel.position.is_some() && !recovered;
+        // What was asked for may have been for movers who are behind.
+        let is_missing = |own: Position| position.is_after(own) || !position.is_like(own);
+        let has_hole = !recovered && channel.position.is_some_and(is_missing);
         channel.confirmed = true;
         // A recovered link is told where it left off, or what it has already.
         channel.position = Some(match channel.position {
@@ -236,7 +340,8 @@ impl Channels {
         });
         let waited = std::mem::take(&mut channel.waiting);
         channel.subscribers.extend_from_slice(&waited);
-        (waited, has_hole)
+        let has_missed = channel.settle(position);
+        (waited, has_hole || has_missed)
     }
 
     /// The owner will not have the subscription: returns those who waited for it
@@ -252,7 +357,7 @@ impl Channels {
         let mut waited = std::mem::take(&mut channel.waiting);
         waited.extend(channel.refuse_followers());
         self.subscriptions -= waited.len();
-        if channel.members().next().is_none() {
+        if channel.is_empty() {
             self.by_name.remove(name);
         }
         waited
@@ -280,16 +385,24 @@ impl Channels {
             _ => Arrival::AfterHole,
         };
         position.offset = position.offset.max(offset);
+        let worker = *position;
+        // Those who arrive here get this one as movers, not as subscribers, too.
+        let before = channel.subscribers.len();
+        let movers = channel
+            .movers
+            .arrive(offset, worker, &mut channel.subscribers);
+        let followers = match arrival {
+            Arrival::Repeated => Vec::new(),
+            Arrival::Next | Arrival::AfterHole => channel.reach(offset),
+        };
         Some(Arrived {
             arrival,
-            followers: match arrival {
-                Arrival::Repeated => Vec::new(),
-                Arrival::Next | Arrival::AfterHole => channel.reach(offset),
-            },
+            followers,
             subscribers: match arrival {
                 Arrival::Repeated => &[],
-                Arrival::Next | Arrival::AfterHole => &channel.subscribers,
+                Arrival::Next | Arrival::AfterHole => &channel.subscribers[..before],
             },
+            movers,
             number: channel.number,
             slow_client: channel.slow_client,
         })
@@ -327,180 +440,43 @@ impl Channels {
 }
 
 impl Channel {
+    fn new(name: &str, number: u32, slow_client: SlowClient) -> Self {
+        Self {
+            shard: shard_of(name),
+            number,
+            slow_client,
+            subscribers: Vec::new(),
+            waiting: Vec::new(),
+            followers: Vec::new(),
+            movers: Movers::default(),
+            is_kept: false,
+            confirmed: false,
+            request: 0,
+            position: None,
+        }
+    }
+
     fn members(&self) -> impl Iterator<Item = ConnectionKey> + '_ {
-        let plain = self.subscribers.iter().chain(&self.waiting).copied();
-        plain.chain(self.followers.iter().map(|follower| follower.key))
+        let settled = self.subscribers.iter().chain(&self.waiting).copied();
+        let followers = self.followers.iter().map(|follower| follower.key);
+        settled.chain(followers).chain(self.movers.keys())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.subscribers.is_empty()
+            && self.waiting.is_empty()
+            && self.followers.is_empty()
+            && self.movers.is_empty()
+            && !self.is_kept
+    }
+
+    /// The owner has said where the worker is, and that it sends everything
+    /// after `from`; sorts the movers out. True if one of them has missed some.
+    fn settle(&mut self, from: Position) -> bool {
+        let worker = self.position.unwrap_or(from);
+        self.movers.settle(worker, from, &mut self.subscribers)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(index: u32) -> ConnectionKey {
-        ConnectionKey { index, serial: 1 }
-    }
-
-    fn name(raw: &str) -> ChannelName {
-        ChannelName::try_from(raw).unwrap()
-    }
-
-    fn at(generation: u64, offset: u64) -> Position {
-        Position { generation, offset }
-    }
-
-    fn join(channels: &mut Channels, name: &ChannelName, key: ConnectionKey) -> Joined {
-        channels.join(name, key, SlowClient::default)
-    }
-
-    fn arrive(
-        channels: &mut Channels,
-        name: &str,
-        offset: u64,
-        is_owner: impl FnOnce(ShardId) -> bool,
-    ) -> Option<(Vec<ConnectionKey>, Arrival)> {
-        let arrived = channels.arrive(name, offset, is_owner)?;
-        Some((arrived.subscribers.to_vec(), arrived.arrival))
-    }
-
-    #[test]
-    fn only_the_first_subscriber_makes_the_worker_ask_and_only_the_last_ends_it() {
-        let mut channels = Channels::default();
-        let a = name("a");
-        assert_eq!(join(&mut channels, &a, key(1)), Joined::First);
-        assert_eq!(join(&mut channels, &a, key(2)), Joined::Waiting);
-        assert_eq!(channels.request("a"), Some((1, None)));
-        assert_eq!(
-            channels.confirm("a", 1, at(7, 0), true),
-            (vec![key(1), key(2)], false)
-        );
-        assert_eq!(channels.request("a"), None, "the owner has it");
-        assert_eq!(join(&mut channels, &a, key(3)), Joined::Confirmed);
-        assert_eq!(channels.subscriptions(), 3);
-        assert!(!channels.leave("a", key(1)));
-        assert!(!channels.leave("a", key(3)));
-        assert!(channels.leave("a", key(2)));
-        assert_eq!((channels.subscriptions(), channels.len()), (0, 0));
-    }
-
-    #[test]
-    fn a_publication_reaches_subscribers_once() {
-        let mut channels = Channels::default();
-        join(&mut channels, &name("a"), key(1));
-        assert_eq!(
-            arrive(&mut channels, "a", 1, |_| true),
-            None,
-            "not confirmed yet"
-        );
-        channels.request("a");
-        channels.confirm("a", 1, at(7, 4), true);
-        assert_eq!(
-            arrive(&mut channels, "a", 5, |_| false),
-            None,
-            "not from its owner"
-        );
-        assert_eq!(
-            arrive(&mut channels, "a", 4, |_| true),
-            Some((vec![], Arrival::Repeated))
-        );
-        assert_eq!(
-            arrive(&mut channels, "a", 5, |_| true),
-            Some((vec![key(1)], Arrival::Next))
-        );
-        assert_eq!(
-            arrive(&mut channels, "a", 5, |_| true),
-            Some((vec![], Arrival::Repeated))
-        );
-        assert_eq!(
-            arrive(&mut channels, "a", 7, |_| true),
-            Some((vec![key(1)], Arrival::AfterHole))
-        );
-        assert_eq!(arrive(&mut channels, "b", 1, |_| true), None);
-    }
-
-    #[test]
-    fn after_a_lost_link_the_owner_is_asked_for_what_is_missing() {
-        let mut channels = Channels::default();
-        join(&mut channels, &name("a"), key(1));
-        channels.request("a");
-        channels.confirm("a", 1, at(7, 4), true);
-        arrive(&mut channels, "a", 5, |_| true);
-        assert_eq!(channels.unconfirm(|_| true), [name("a")]);
-        assert_eq!(join(&mut channels, &name("a"), key(2)), Joined::Waiting);
-        assert_eq!(channels.request("a"), Some((2, Some(at(7, 5)))));
-        let (waited, has_hole) = channels.confirm("a", 2, at(7, 5), true);
-        assert_eq!((waited, has_hole), (vec![key(2)], false));
-        assert_eq!(
-            arrive(&mut channels, "a", 6, |_| true),
-            Some((vec![key(1), key(2)], Arrival::Next))
-        );
-    }
-
-    #[test]
-    fn a_log_that_was_lost_is_a_hole_and_starts_anew() {
-        let mut channels = Channels::default();
-        join(&mut channels, &name("a"), key(1));
-        channels.request("a");
-        channels.confirm("a", 1, at(7, 100), true);
-        channels.unconfirm(|_| true);
-        channels.request("a");
-        assert_eq!(channels.confirm("a", 2, at(8, 0), false), (vec![], true));
-        assert_eq!(
-            arrive(&mut channels, "a", 1, |_| true),
-            Some((vec![key(1)], Arrival::Next))
-        );
-    }
-
-    #[test]
-    fn a_repeated_leave_changes_nothing() {
-        let mut channels = Channels::default();
-        join(&mut channels, &name("a"), key(1));
-        join(&mut channels, &name("a"), key(2));
-        assert!(!channels.leave("a", key(1)));
-        assert!(!channels.leave("a", key(1)));
-        assert_eq!(channels.subscriptions(), 1);
-    }
-
-    #[test]
-    fn an_answer_to_an_earlier_request_confirms_nothing() {
-        let mut channels = Channels::default();
-        join(&mut channels, &name("a"), key(1));
-        channels.request("a");
-        // The last one leaves, another comes, before the first answer.
-        assert!(channels.leave("a", key(1)));
-        join(&mut channels, &name("a"), key(2));
-        assert_eq!(channels.request("a"), Some((2, None)));
-        assert_eq!(channels.confirm("a", 1, at(7, 3), true), (vec![], false));
-        assert!(channels.refuse("a", 1).is_empty());
-        assert_eq!(channels.confirm("a", 0, at(7, 3), false), (vec![], false));
-        assert_eq!(arrive(&mut channels, "a", 4, |_| true), None);
-        assert_eq!(
-            channels.confirm("a", 2, at(7, 9), true),
-            (vec![key(2)], false)
-        );
-    }
-
-    #[test]
-    fn a_list_has_the_first_names_and_says_when_there_are_more() {
-        let mut channels = Channels::default();
-        for (index, raw) in ["b:3", "a:1", "b:1", "b:2", "c"].into_iter().enumerate() {
-            let index = u32::try_from(index).unwrap();
-            join(&mut channels, &name(raw), key(index));
-        }
-        join(&mut channels, &name("b:1"), key(9));
-        assert_eq!(
-            channels.list("b:", None, 2),
-            (vec![("b:1", 2), ("b:2", 1)], true)
-        );
-        assert_eq!(
-            channels.list("b:", Some("b:2"), 2),
-            (vec![("b:3", 1)], false)
-        );
-        assert_eq!(channels.list("", Some("c"), 2), (vec![], false));
-        let (all, cut) = channels.list("", None, 5);
-        assert_eq!((all.len(), cut), (5, false));
-        let members: Vec<_> = channels.members("b:1").collect();
-        assert_eq!(members, [key(2), key(9)]);
-        assert_eq!(channels.members("none").count(), 0);
-    }
-}
+mod tests;

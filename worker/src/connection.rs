@@ -19,6 +19,9 @@ use crate::{
     outbox::{Delivery, Flush, Offer, Outbox, Written},
 };
 
+/// How much more may wait for a client that is on its way between two workers.
+const FROZEN_ROOM: usize = 4;
+
 /// Names a connection of this worker; never means another one later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnectionKey {
@@ -70,6 +73,10 @@ pub(crate) struct Connection {
     pub(crate) paused: Option<Millis>,
     /// Whole messages, or packets of one, wait for the next turn.
     pub(crate) has_backlog: bool,
+    /// It is on its way to or from another worker: its socket is not touched.
+    pub(crate) is_frozen: bool,
+    /// Bytes ever read from the socket.
+    pub(crate) received_bytes: u64,
 }
 
 /// Whether a connection was let in.
@@ -139,6 +146,8 @@ impl Connection {
             },
             paused: None,
             has_backlog: false,
+            is_frozen: false,
+            received_bytes: 0,
         }
     }
 
@@ -159,7 +168,7 @@ impl Connection {
 
     /// Whether what the client sent is to be handled now.
     pub(crate) fn is_consuming(&self) -> bool {
-        !self.is_closing() && self.paused.is_none() && !self.has_backlog
+        !self.is_closing() && self.paused.is_none() && !self.has_backlog && !self.is_frozen
     }
 
     pub(crate) fn deadline(&self, head_timeout: std::time::Duration) -> Millis {
@@ -176,10 +185,20 @@ impl Connection {
             // Whatever else there was to say, it has been told goodbye.
             return Offer::Accepted;
         }
+        let bytes_max = self.room(bytes_max);
         if !self.outbox.has_room(frame.len(), bytes_max) {
             let _ = self.flush();
         }
         self.outbox.offer(frame, bytes_max)
+    }
+
+    /// A client whose socket is not touched is not slow because of that.
+    fn room(&self, bytes_max: usize) -> usize {
+        if self.is_frozen {
+            bytes_max.saturating_mul(FROZEN_ROOM)
+        } else {
+            bytes_max
+        }
     }
 
     /// Queues a publication, as its channel's policy says.
@@ -192,6 +211,7 @@ impl Connection {
         if self.is_closing() {
             return Offer::Accepted;
         }
+        let bytes_max = self.room(bytes_max);
         let len = delivery.frame.len();
         if !self.outbox.has_room(len, bytes_max) && !self.interest.write {
             // It may be the worker that was slow to write. What goes wrong here
@@ -205,6 +225,9 @@ impl Connection {
     pub(crate) fn write(&mut self, frame: &Bytes) -> Written {
         if self.is_closing() {
             return Written::All;
+        }
+        if self.is_frozen {
+            return Written::Nothing;
         }
         self.outbox.write(frame, self.socket.as_fd())
     }
@@ -265,6 +288,9 @@ impl Connection {
     /// Writes what the socket takes. A closing connection that has said
     /// everything closes its direction.
     pub(crate) fn flush(&mut self) -> io::Result<Flush> {
+        if self.is_frozen {
+            return Ok(Flush::Blocked);
+        }
         let Self {
             socket,
             outbox,

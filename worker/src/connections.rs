@@ -63,6 +63,13 @@ impl Connections {
             .filter(|connection| connection.serial == key.serial)
     }
 
+    /// The same, only to look at.
+    pub(crate) fn peek(&self, key: ConnectionKey) -> Option<&Connection> {
+        self.slab
+            .get(key.index as usize)
+            .filter(|connection| connection.serial == key.serial)
+    }
+
     pub(crate) fn remove(&mut self, key: ConnectionKey) -> Option<Connection> {
         self.get(key)?;
         self.slab.try_remove(key.index as usize)
@@ -171,6 +178,15 @@ impl Connections {
                 self.deliver(key, broadcast.delivery());
             }
             self.broadcast = Some(broadcast);
+        }
+    }
+
+    /// The connection did not read what it got.
+    pub(crate) fn mark_slow(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.get(key)
+            && !std::mem::replace(&mut connection.is_slow, true)
+        {
+            self.slow.push(key);
         }
     }
 

@@ -2,6 +2,8 @@
 //! what the brokers send is fanned out. Pure; the engine and the simulation
 //! drive it.
 
+mod hand_over;
+
 use bytes::Bytes;
 use muster_proto::{
     ShardId, View,
@@ -537,7 +539,8 @@ impl Core {
         };
         match arrived.arrival {
             Arrival::Next => {}
-            Arrival::Repeated => return,
+            Arrival::Repeated if arrived.movers.is_empty() => return,
+            Arrival::Repeated => {}
             Arrival::AfterHole => self.stats.holes += 1,
         }
         let frame = answer::publication(name, relay.data.as_deref());
@@ -555,6 +558,7 @@ impl Core {
             clients.fan_out(&arrived.followers, delivery, &mut self.stats);
         }
         clients.fan_out(arrived.subscribers, delivery, &mut self.stats);
+        clients.fan_out(&arrived.movers, delivery, &mut self.stats);
     }
 
     fn subscribed(&mut self, subscribed: &Subscribed, clients: &mut impl Clients, now: Now) {

@@ -11,6 +11,7 @@ mod connections;
 mod core;
 mod engine;
 mod gate;
+mod handover;
 mod link;
 mod namespaces;
 mod outbox;
@@ -57,6 +58,8 @@ const ECHO_PATH_VARIABLE: &str = "MUSTER_TEST_ECHO_PATH";
 /// News from all links that wait for the worker's loop; more waits in the
 /// streams, which tells the brokers to slow down.
 const LINK_EVENTS_CAP: usize = 256;
+/// Other workers that want to hand connections over and are not listened to yet.
+const OFFERS_CAP: usize = 8;
 /// Bytes that the kernel takes for a client before it can send them: a ping must
 /// not wait behind megabytes (delivery.md F2).
 const NOTSENT_BYTES_MAX: u32 = 64 * 1024;
@@ -134,10 +137,11 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
     let runtime = runtime.enable_all().build()?;
     runtime.block_on(async {
         let (events, link_events) = mpsc::channel(LINK_EVENTS_CAP);
-        let _adoption = adoption::keep(&args, &listener);
+        let (offers, offered) = mpsc::channel(OFFERS_CAP);
+        let _adoption = adoption::keep(&args, &listener, offers);
         let rng = StdRng::from_rng(&mut rand::make_rng::<StdRng>());
         let engine = Engine::new(settings, core, listener, gate, events, now(), rng)?;
-        serve::serve(engine, link_events, &args, &config).await
+        serve::serve(engine, link_events, offered, &args, &config).await
     })
 }
 
@@ -168,6 +172,7 @@ fn settings(args: &NodeArgs, config: &Config, connections_max: usize) -> Setting
         connections_per_address_max: config.limits.connections_per_address_max,
         message_bytes_max,
         outbox_bytes_max: config.limits.outbox_bytes_max.as_usize(),
+        is_successor: args.successor,
         link: LinkSettings {
             worker_slot: args.slot,
             worker_incarnation: args.incarnation,

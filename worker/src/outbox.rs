@@ -28,6 +28,8 @@ pub(crate) struct Outbox {
     bytes: usize,
     /// The first frame is partly written: nothing may go before it.
     partial: bool,
+    /// Bytes ever written to the socket.
+    sent_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,39 @@ impl Outbox {
     /// Bytes queued.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes ever written to the socket.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// Whether the first frame is partly written.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.partial
+    }
+
+    /// What is queued, in order: each frame, or the rest of the first, and the
+    /// number of its channel if it may be given up.
+    pub(crate) fn queued(&self) -> impl Iterator<Item = (&Bytes, Option<u32>)> {
+        let frames = self.frames.iter();
+        frames.map(|queued| (&queued.frame, queued.droppable))
+    }
+
+    /// An outbox that goes on where another one was.
+    pub(crate) fn restore(
+        queued: impl Iterator<Item = (Bytes, Option<u32>)>,
+        is_begun: bool,
+        sent_bytes: u64,
+    ) -> Self {
+        let frames = queued.map(|(frame, droppable)| Queued { frame, droppable });
+        let frames: VecDeque<Queued> = frames.collect();
+        Self {
+            bytes: frames.iter().map(|queued| queued.frame.len()).sum(),
+            partial: is_begun && !frames.is_empty(),
+            frames,
+            sent_bytes,
+        }
     }
 
     /// Whether a frame of this length fits; an empty queue takes any
@@ -140,7 +175,9 @@ impl Outbox {
         if !self.frames.is_empty() {
             return Written::Nothing;
         }
-        match net::send(socket, frame, SendFlags::NOSIGNAL) {
+        let sent = net::send(socket, frame, SendFlags::NOSIGNAL);
+        self.sent_bytes += sent.map_or(0, |len| len as u64);
+        match sent {
             Ok(len) if len == frame.len() => Written::All,
             // What goes wrong shows again when the frame is written as others are.
             Ok(0) | Err(_) => Written::Nothing,
@@ -253,6 +290,7 @@ impl Outbox {
 
     fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
+        self.sent_bytes += written as u64;
         while let Some(Queued { frame: front, .. }) = self.frames.front_mut() {
             if written < front.len() {
                 front.advance(written);

@@ -91,6 +91,10 @@ impl Poller {
         )?)
     }
 
+    pub(crate) fn remove(&self, socket: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(self.epoll.get_ref(), socket)?)
+    }
+
     pub(crate) fn modify(
         &self,
         socket: impl AsFd,

@@ -5,6 +5,7 @@
 //! are sent again in that order after whatever happened to the link or the view
 //! (delivery.md A).
 
+mod hand_over;
 mod shard_queue;
 mod simulation;
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The loop of a worker: waits for whatever comes next and gives it to the
 //! engine.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use muster_daemon::{
-    Config, NodeArgs,
+    Config, NodeArgs, cadence,
     control::{ControlHandle, control},
     runtime_dir,
     signals::{Signals, Stop},
@@ -24,6 +24,7 @@ use tracing::{debug, error, info};
 use crate::{
     WorkerError,
     engine::{Drain, Engine, Pace},
+    handover::Handovers,
     link::LinkEvent,
     now,
 };
@@ -58,8 +59,11 @@ enum Phase {
 /// A running worker: the engine, and what tells it what to do.
 struct Worker<'c> {
     engine: Engine,
+    handovers: Handovers,
     control: ControlHandle,
     config: &'c Config,
+    /// Takes clients only when the worker in its slot hands its own over.
+    is_successor: bool,
     phase: Phase,
     last_tick: Instant,
     next_pace: Instant,
@@ -70,6 +74,7 @@ struct Worker<'c> {
 pub(crate) async fn serve(
     engine: Engine,
     mut link_events: mpsc::Receiver<LinkEvent>,
+    offered: mpsc::Receiver<OwnedFd>,
     args: &NodeArgs,
     config: &Config,
 ) -> Result<(), WorkerError> {
@@ -79,8 +84,10 @@ pub(crate) async fn serve(
     let mut control_task = std::pin::pin!(control_task);
     let mut worker = Worker {
         engine,
+        handovers: Handovers::new(args, offered),
         control,
         config,
+        is_successor: args.successor,
         phase: Phase::Starting { give_up: None },
         last_tick: Instant::now(),
         next_pace: Instant::now(),
@@ -88,6 +95,7 @@ pub(crate) async fn serve(
     };
     while !worker.is_drained() {
         let next_tick = worker.next_tick();
+        let handover_at = worker.next_handover();
         tokio::select! {
             ready = worker.engine.wait() => {
                 ready?;
@@ -104,6 +112,13 @@ pub(crate) async fn serve(
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),
             () = sleep_until(next_tick) => worker.handle_tick(),
+            news = worker.handovers.next() => {
+                worker.engine.set_now(now());
+                worker.handovers.handle(news, &mut worker.engine);
+            }
+            () = sleep_until(handover_at) => {
+                worker.engine.set_now(now());
+            }
             () = sleep_until(worker.next_pace), if worker.engine.has_slowed() => {
                 worker.engine.set_now(now());
                 worker.engine.resume_slowed();
@@ -120,6 +135,8 @@ pub(crate) async fn serve(
         }
         worker.start_serving();
         worker.engine.finish_turn();
+        worker.go_on_handing_over();
+        cadence::hurry(worker.handovers.is_under_way());
         worker.reply();
         // The links' and the control stream's tasks have their turn.
         tokio::task::yield_now().await;
@@ -167,11 +184,35 @@ impl Worker<'_> {
             Command::Query(query) => self.engine.operate(query),
             Command::Drain(pb::Drain { within_ms }) => {
                 info!(within_ms, "Closing the connections, to end.");
-                let drain = self.engine.begin_drain(Pace::ComeBack {
-                    within: Duration::from_millis(within_ms),
-                });
+                self.handovers.stop(&mut self.engine);
+                let drain = self.engine.begin_to_leave(Duration::from_millis(within_ms));
                 self.phase = Phase::Draining(drain);
             }
+            Command::HandOver(order) => self.handovers.begin(order, &mut self.engine),
+            Command::TakePlace(pb::TakePlace {}) => self.take_place(),
+        }
+    }
+
+    /// Another worker's end leaves the slot to this one.
+    fn take_place(&mut self) {
+        self.is_successor = false;
+        if matches!(self.phase, Phase::Serving) && !self.handovers.is_giving() {
+            self.engine.take_place_back();
+        }
+    }
+
+    fn next_handover(&self) -> Instant {
+        let wait = self.handovers.wake_at().map(|at| at.since(now().millis));
+        Instant::now() + wait.unwrap_or(HEARTBEAT)
+    }
+
+    fn go_on_handing_over(&mut self) {
+        if let Some(report) = self.handovers.finish_turn(&mut self.engine) {
+            if report.done {
+                // What is decided next is decided by how many are left.
+                self.report(Report::Heartbeat(self.engine.heartbeat()));
+            }
+            self.report(Report::HandedOver(report));
         }
     }
 
@@ -192,7 +233,9 @@ impl Worker<'_> {
         };
         if self.engine.is_whole() || Instant::now() >= give_up {
             self.phase = Phase::Serving;
-            self.engine.start_accepting();
+            if !self.is_successor {
+                self.engine.start_accepting();
+            }
             self.report(Report::Ready(Ready {}));
             info!("Worker takes clients.");
         }
@@ -202,6 +245,7 @@ impl Worker<'_> {
         info!("Closing the connections.");
         let shutdown = &self.config.shutdown;
         self.engine.set_now(now());
+        self.handovers.stop(&mut self.engine);
         let pace = Pace::GoAway {
             per_second: shutdown.closes_per_second,
             timeout: shutdown.timeout,

@@ -1,18 +1,19 @@
 //! Going on with the nodes of an orchestrator that was killed, and writing down
 //! what the next one needs for it (delivery.md E3).
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use muster_wire::Millis;
 use rustix::process::Signal;
 use tracing::info;
 
-use super::{Cluster, Stage, WORKER_GRACE, signal};
+use super::{Cluster, Stage, WORKER_GRACE, signal, update::worker};
 use crate::{
     adoption::{Adopted, Adoption},
     announce::announce,
     node::{NodeId, Role},
     process::Process,
+    spawn::OWN_PROGRAM,
     state::{LifeState, State},
     supervisor::Life,
 };
@@ -26,12 +27,28 @@ impl Cluster {
         let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
+        let mut updating = None;
+        let living: Vec<NodeId> = nodes.keys().copied().collect();
         for (id, Adopted { life, process }) in nodes {
+            if id.role == Role::Successor {
+                self.fleet
+                    .add_successor(id.slot, Path::new(OWN_PROGRAM).into());
+            }
             self.adopt_node(now, id, &life, Arc::new(process));
+            if id.role == Role::Successor {
+                if living.contains(&worker(id.slot)) {
+                    updating = Some(id.slot);
+                } else {
+                    self.promote(id.slot);
+                }
+            }
         }
         // It was whole once, and its clients have noticed nothing.
         self.stage = Stage::Running;
         self.resume_resize(now, before);
+        if let Some(slot) = updating {
+            self.resume_update(now, slot);
+        }
         announce(&self.settings);
         self.service.ready();
     }
@@ -49,7 +66,9 @@ impl Cluster {
         let adopted = Life { incarnation, pid };
         if is_leaving {
             let until = match id.role {
-                Role::Worker => now + self.settings.shutdown_timeout + WORKER_GRACE,
+                Role::Worker | Role::Successor => {
+                    now + self.settings.shutdown_timeout + WORKER_GRACE
+                }
                 Role::Broker => Self::brokers_cut_at(now),
             };
             node.slot.adopt_draining(adopted, until);

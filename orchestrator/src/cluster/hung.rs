@@ -22,7 +22,7 @@ impl Cluster {
         if lost == Duration::MAX {
             info!("The orchestrator stood still; waiting for the nodes anew.");
         }
-        for role in [Role::Broker, Role::Worker] {
+        for role in super::ROLES {
             for id in self.fleet.ids(role) {
                 self.feed(now, id, Event::Deaf(lost));
             }

@@ -92,7 +92,9 @@ impl Cluster {
             let slots = self.fleet.joined(role).into_iter();
             slots.map(move |slot| NodeId { role, slot })
         };
-        let workers: BTreeSet<NodeId> = joined(Role::Worker).collect();
+        // A worker and its successor share the clients of a slot.
+        let workers = joined(Role::Worker).chain(joined(Role::Successor));
+        let workers: BTreeSet<NodeId> = workers.collect();
         let nodes = match whom {
             Whom::Everyone => return Ok(workers.into_iter().chain(joined(Role::Broker)).collect()),
             Whom::Workers => workers,
@@ -102,10 +104,13 @@ impl Cluster {
                 if !self.fleet.ids(role).contains(&worker) {
                     return Err(NotAsked::NoWorker { slot });
                 }
-                workers.into_iter().filter(|id| *id == worker).collect()
+                workers.into_iter().filter(|id| id.slot == slot).collect()
             }
             Whom::AnyWorker => {
                 let is_ready = |id: &NodeId| {
+                    if id.role != Role::Worker {
+                        return false;
+                    }
                     let mut nodes = self.fleet.nodes();
                     nodes.any(|(other, node)| {
                         other == *id && matches!(node.slot.phase(), Phase::Ready { .. })

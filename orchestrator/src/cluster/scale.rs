@@ -1,6 +1,6 @@
 //! More and fewer nodes while the cluster runs; how workers come and go.
 
-use muster_proto::control::{self as pb, node_command::Command};
+use muster_proto::control as pb;
 use muster_wire::Millis;
 use tracing::{info, warn};
 
@@ -20,6 +20,9 @@ impl Cluster {
     ) -> Result<pb::ScaleResponse, ScaleRefused> {
         if !self.may_scale() {
             return Err(ScaleRefused::Ending);
+        }
+        if goal.workers.is_some() && self.is_updating() {
+            return Err(ScaleRefused::Updating);
         }
         if let Some(brokers) = goal.brokers {
             self.may_scale_brokers(brokers)?;
@@ -56,6 +59,9 @@ impl Cluster {
                 answer.starting.push(slot);
             }
         }
+        if !answer.starting.is_empty() {
+            self.rebalance_when_ready();
+        }
         let within = self.settings.shutdown_timeout;
         let until = now + within + WORKER_GRACE;
         for id in self.fleet.ids(Role::Worker) {
@@ -89,15 +95,12 @@ impl Cluster {
             // The view says it: it has no shards any more.
             return;
         }
-        let within = until.since(now).saturating_sub(WORKER_GRACE);
-        let drain = pb::Drain {
-            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
-        };
-        info!(node = %id, ?within, "Worker is to close its clients and end.");
-        if !self.fleet.send(id, Command::Drain(drain)) {
-            // Told when it joins again; if it does not, its time runs out.
-            self.leave(id);
+        if self.order_to_leave(until, id) {
+            return;
         }
+        let within = until.since(now).saturating_sub(WORKER_GRACE);
+        info!(node = %id, ?within, "Worker is to close its clients and end.");
+        self.tell_to_close(id, within);
     }
 
     /// A worker whose stream broke may have missed what it was told.

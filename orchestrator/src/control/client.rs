@@ -124,6 +124,31 @@ impl Operator {
         Ok(answer.map_err(refused)?.into_inner())
     }
 
+    /// Begins to replace all workers; with this program, if one is named.
+    pub(crate) async fn update(&mut self, program: Option<PathBuf>) -> Result<(), OperatorError> {
+        let program = program.unwrap_or_default().into_os_string().into_string();
+        let program = program.map_err(|program| {
+            let program = program.to_string_lossy().into_owned();
+            OperatorError::Invalid(format!("the path {program} is no text"))
+        })?;
+        let answer = self.client.update(pb::UpdateRequest { program }).await;
+        answer.map(|_| ()).map_err(refused)
+    }
+
+    /// Evens the workers out; ends when that is through.
+    pub(crate) async fn rebalance(&mut self) -> Result<pb::RebalanceResponse, OperatorError> {
+        let answer = self.client.rebalance(pb::RebalanceRequest {}).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
+    /// How the update is that is under way, or how the last one ended.
+    pub(crate) async fn update_status(
+        &mut self,
+    ) -> Result<pb::UpdateStatusResponse, OperatorError> {
+        let answer = self.client.update_status(pb::UpdateStatusRequest {}).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
     /// Has something done to one client.
     pub(crate) async fn act(
         &mut self,

@@ -1,6 +1,6 @@
 //! What operators are answered.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use muster_daemon::{exit::chain, telemetry};
 use muster_proto::control::{
@@ -9,7 +9,7 @@ use muster_proto::control::{
 use muster_wire::ChannelName;
 use tonic::{Response, Status, codegen::async_trait};
 
-use super::{Goal, Request, ScaleRefused, Whom, server::Control};
+use super::{Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, Whom, server::Control};
 use crate::{
     calls::{Gathered, NotAsked},
     cli::{BROKERS_MAX, WORKERS_MAX},
@@ -210,6 +210,46 @@ impl Operator for Control {
         let scaled = self.ask(|answer| Request::Scale { goal, answer }).await?;
         let refused = |refused: ScaleRefused| Status::failed_precondition(refused.to_string());
         scaled.map(Response::new).map_err(refused)
+    }
+
+    async fn update(
+        &self,
+        request: tonic::Request<pb::UpdateRequest>,
+    ) -> Result<Response<pb::UpdateResponse>, Status> {
+        let program = PathBuf::from(request.into_inner().program);
+        let program = Some(program).filter(|program| !program.as_os_str().is_empty());
+        if program
+            .as_ref()
+            .is_some_and(|program| program.is_relative())
+        {
+            return Err(Status::invalid_argument(
+                "the program's path is not absolute",
+            ));
+        }
+        let begun = self
+            .ask(|answer| Request::Update { program, answer })
+            .await?;
+        let refused = |refused: UpdateRefused| Status::failed_precondition(refused.to_string());
+        begun
+            .map(|()| Response::new(pb::UpdateResponse {}))
+            .map_err(refused)
+    }
+
+    async fn rebalance(
+        &self,
+        _: tonic::Request<pb::RebalanceRequest>,
+    ) -> Result<Response<pb::RebalanceResponse>, Status> {
+        let rebalanced = self.ask(|answer| Request::Rebalance { answer }).await?;
+        let refused = |refused: RebalanceRefused| Status::failed_precondition(refused.to_string());
+        rebalanced.map(Response::new).map_err(refused)
+    }
+
+    async fn update_status(
+        &self,
+        _: tonic::Request<pb::UpdateStatusRequest>,
+    ) -> Result<Response<pb::UpdateStatusResponse>, Status> {
+        let status = self.ask(|answer| Request::UpdateStatus { answer }).await?;
+        Ok(Response::new(status))
     }
 }
 

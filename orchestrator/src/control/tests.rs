@@ -130,7 +130,10 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             | Request::Status { .. }
             | Request::Down { .. }
             | Request::Query { .. }
-            | Request::Scale { .. } => {}
+            | Request::Scale { .. }
+            | Request::Update { .. }
+            | Request::UpdateStatus { .. }
+            | Request::Rebalance { .. } => {}
         }
     }
     assert!(left, "the earlier stream ended first");

@@ -193,6 +193,18 @@ impl Slot {
         self.incarnation = self.incarnation.max(life.incarnation);
     }
 
+    /// Its incarnations come after this one, too.
+    pub(crate) fn skip_to(&mut self, incarnation: u64) {
+        self.incarnation = self.incarnation.max(incarnation);
+    }
+
+    /// The process in this slot has taken the place of the one in `earlier`.
+    pub(crate) fn succeed(&mut self, earlier: &Self) {
+        self.skip_to(earlier.incarnation);
+        self.restarts += earlier.restarts;
+        self.last_exit.clone_from(&earlier.last_exit);
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }

@@ -28,6 +28,7 @@ struct Fragments {
     is_text: bool,
     /// The message was given out and its bytes can go.
     is_done: bool,
+    #[serde(with = "crate::octets")]
     bytes: Vec<u8>,
 }
 

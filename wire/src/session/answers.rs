@@ -24,7 +24,7 @@ pub(super) struct Answers {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Answer {
-    Ready(Bytes),
+    Ready(#[serde(with = "crate::octets")] Bytes),
     Subscribing { cid: CallId, channel: ChannelName },
     Reading { cid: CallId, read: HistoryRead },
 }

@@ -229,6 +229,22 @@ impl Session {
         self.subscriptions.names()
     }
 
+    /// The same, and whether the channel's owner has the subscription.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&ChannelName, bool)> {
+        self.subscriptions.iter()
+    }
+
+    /// Replaces channel names by equal ones, which share their allocation with
+    /// other sessions' of the same worker.
+    pub fn intern(&mut self, intern: impl Fn(&str) -> Option<ChannelName>) {
+        self.subscriptions.intern(intern);
+    }
+
+    /// Whether what came from another process keeps this type's invariants.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.subscriptions.is_sound()
+    }
+
     /// Whether so many answers wait for the cluster that nothing more may be
     /// read from this client for now.
     #[must_use]
@@ -376,6 +392,12 @@ impl Session {
     #[must_use]
     pub fn follows(&self, channel: &str) -> bool {
         self.subscriptions.follows(channel)
+    }
+
+    /// Whether the session wants positions of any channel.
+    #[must_use]
+    pub fn follows_any(&self) -> bool {
+        self.subscriptions.follows_any()
     }
 
     /// The channel's owner will not have the subscription.

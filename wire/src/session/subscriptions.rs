@@ -27,6 +27,28 @@ impl Subscriptions {
         self.0.iter().map(|subscription| &subscription.channel)
     }
 
+    /// All channels, and whether their owners have them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ChannelName, bool)> {
+        let subscriptions = self.0.iter();
+        subscriptions.map(|subscription| (&subscription.channel, subscription.confirmed))
+    }
+
+    /// Replaces names by equal ones, which share their allocation with others.
+    pub(super) fn intern(&mut self, intern: impl Fn(&str) -> Option<ChannelName>) {
+        for subscription in &mut self.0 {
+            if let Some(name) = intern(&subscription.channel)
+                && name == subscription.channel
+            {
+                subscription.channel = name;
+            }
+        }
+    }
+
+    /// Whether the names are in order and each is there once.
+    pub(super) fn is_sound(&self) -> bool {
+        self.0.is_sorted_by(|a, b| a.channel < b.channel)
+    }
+
     /// Whether the channel is subscribed, and if so, whether that is confirmed.
     pub(super) fn find(&self, channel: &str) -> Option<bool> {
         let index = self.search(channel).ok()?;
@@ -37,6 +59,11 @@ impl Subscriptions {
     pub(super) fn follows(&self, channel: &str) -> bool {
         self.search(channel)
             .is_ok_and(|index| self.0[index].follows)
+    }
+
+    /// Whether any channel is.
+    pub(super) fn follows_any(&self) -> bool {
+        self.0.iter().any(|subscription| subscription.follows)
     }
 
     pub(super) fn insert(&mut self, channel: ChannelName, follows: bool) {

@@ -54,6 +54,7 @@ impl Engine {
     pub(crate) fn publish_load(&mut self) {
         let slot = self.gate_slot();
         if let Some(gate) = &self.gate
+            && self.is_gate_ours
             && let Err(error) = gate.write(slot)
         {
             error!(%error, "Cannot write the accept gate; connections may spread unevenly.");

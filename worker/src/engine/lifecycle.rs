@@ -36,6 +36,8 @@ pub(crate) struct Drain {
     remaining: Vec<(Millis, ConnectionKey)>,
     code: Option<CloseCode>,
     deadline: Millis,
+    /// Publications that are not acked are waited for, too.
+    settles: bool,
 }
 
 impl Pace {
@@ -108,6 +110,15 @@ impl Engine {
             remaining,
             code: pace.code(),
             deadline: now + pace.timeout(),
+            settles: false,
+        }
+    }
+
+    /// The same while the cluster goes on: what is not acked is waited for.
+    pub(crate) fn begin_to_leave(&mut self, within: Duration) -> Drain {
+        Drain {
+            settles: true,
+            ..self.begin_drain(Pace::ComeBack { within })
         }
     }
 
@@ -121,7 +132,9 @@ impl Engine {
 
     /// Whether no connection is left, or no time.
     pub(crate) fn is_drained(&self, drain: &Drain) -> bool {
-        self.connections.len() == 0 || self.now.millis >= drain.deadline
+        let is_empty = self.connections.len() == 0;
+        let is_settled = !drain.settles || self.core.router.is_idle();
+        (is_empty && is_settled) || self.now.millis >= drain.deadline
     }
 
     fn handle_due(&mut self, key: ConnectionKey) {
@@ -130,6 +143,10 @@ impl Engine {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
+        if connection.is_frozen {
+            // Scheduled again once it is not on its way any more.
+            return;
+        }
         if let Some(since) = connection.paused {
             // What a client that is not read may have sent stands still, but it
             // is pinged as ever (delivery.md A6).

@@ -6,6 +6,7 @@
 
 mod accept;
 mod cluster;
+mod hand_over;
 mod lifecycle;
 mod operate;
 mod read;
@@ -21,8 +22,11 @@ use muster_wire::{Millis, close::CloseCode, session::Session};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
-pub(crate) use self::lifecycle::{Drain, Pace};
 use self::{cluster::Links, operate::Operators};
+pub(crate) use self::{
+    hand_over::Arrival,
+    lifecycle::{Drain, Pace},
+};
 use crate::{
     addresses::Addresses,
     connection::{Admission, Connection, ConnectionKey, Interest, Phase},
@@ -51,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) connections_per_address_max: Option<u32>,
     pub(crate) message_bytes_max: usize,
     pub(crate) outbox_bytes_max: usize,
+    /// Takes no clients before those of the worker in its slot come.
+    pub(crate) is_successor: bool,
     pub(crate) link: LinkSettings,
 }
 
@@ -66,6 +72,8 @@ pub(crate) struct Engine {
     listener: TcpListener,
     accepting: Accepting,
     gate: Option<Gate>,
+    /// Another worker in the same slot writes this one's place in the gate.
+    is_gate_ours: bool,
     links: Links,
     operators: Operators,
     wheel: Wheel,
@@ -111,12 +119,12 @@ impl Engine {
             connections: Connections::new(settings.outbox_bytes_max),
             addresses: Addresses::new(settings.connections_per_address_max),
             refused: 0,
-            settings,
             core,
             poller: Poller::new()?,
             listener,
             accepting: Accepting::No,
             gate,
+            is_gate_ours: !settings.is_successor,
             links: Links::new(link_events),
             operators: Operators::new(&mut rng),
             wheel: Wheel::new(now.millis),
@@ -130,6 +138,7 @@ impl Engine {
             out: Vec::new(),
             ready: Vec::new(),
             due: Vec::new(),
+            settings,
         })
     }
 
@@ -208,6 +217,9 @@ impl Engine {
             return;
         };
         connection.is_dirty = false;
+        if connection.is_frozen {
+            return;
+        }
         match connection.flush() {
             Ok(Flush::Empty) if !connection.interest.write => {}
             Ok(flushed) => {
@@ -226,6 +238,9 @@ impl Engine {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
+        if connection.is_frozen {
+            return;
+        }
         let mut interest = connection.interest;
         change(&mut interest);
         if interest != connection.interest {
@@ -270,6 +285,8 @@ impl Engine {
         let deadline = self.now.millis + LINGER;
         if let Some(connection) = self.connections.get(key)
             && !connection.is_closing()
+            // Looked at again once it is not on its way any more.
+            && !connection.is_frozen
         {
             let session = connection.cut(CloseCode::POLICY, "slow client", deadline);
             self.core.stats.slow_clients_closed += 1;

@@ -113,6 +113,12 @@ impl Engine {
                 error: String::new(),
             };
         };
+        if self.connections.peek(key).is_some_and(|one| one.is_frozen) {
+            return ClientResult {
+                found: true,
+                error: "the connection is being handed over: try again".to_owned(),
+            };
+        }
         let result = match action {
             Some(Action::Kick(kick)) => self.kick(key, kick.channel.as_deref(), &kick.message),
             Some(Action::Disconnect(disconnect)) => {

@@ -34,7 +34,7 @@ impl Engine {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
-        if connection.has_backlog || connection.paused.is_some() {
+        if connection.has_backlog || connection.paused.is_some() || connection.is_frozen {
             return;
         }
         let mut buffer = std::mem::take(&mut self.read_buffer);
@@ -42,6 +42,7 @@ impl Engine {
             Ok(0) => self.end(key),
             Ok(_) if connection.is_closing() => {}
             Ok(len) => {
+                connection.received_bytes += len as u64;
                 let (now, rules) = (self.now.millis, &self.core.rules);
                 if let Some(session) = connection.session() {
                     session.handle_sign_of_life(now, rules);
@@ -60,7 +61,9 @@ impl Engine {
             let Some(key) = self.backlog.pop_front() else {
                 return;
             };
-            if let Some(connection) = self.connections.get(key) {
+            if let Some(connection) = self.connections.get(key)
+                && !connection.is_frozen
+            {
                 connection.has_backlog = false;
                 self.take_in(key, &mut []);
             }
@@ -129,7 +132,7 @@ impl Engine {
 
     /// Consumes what was left over, then `input`; keeps what cannot be consumed
     /// yet.
-    fn take_in(&mut self, key: ConnectionKey, input: &mut [u8]) {
+    pub(super) fn take_in(&mut self, key: ConnectionKey, input: &mut [u8]) {
         let Some(connection) = self.connections.get(key) else {
             return;
         };

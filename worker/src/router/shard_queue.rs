@@ -88,6 +88,23 @@ impl ShardQueue {
         is_older.then(|| self.take_first()).flatten()
     }
 
+    /// Everything kept, in order.
+    pub(super) fn publications(&self) -> impl Iterator<Item = &Publication> {
+        self.publications.iter()
+    }
+
+    /// Forgets what is not on the wire and `is_gone` says somebody else sends.
+    /// Returns its bytes.
+    pub(super) fn withdraw(&mut self, is_gone: impl Fn(&Publication) -> bool) -> usize {
+        let before = self.bytes;
+        let mut rest = self.publications.split_off(self.sent);
+        rest.retain(|publication| !is_gone(publication));
+        self.publications.append(&mut rest);
+        let kept = self.publications.iter().map(Publication::bytes);
+        self.bytes = kept.sum();
+        before - self.bytes
+    }
+
     fn take_first(&mut self) -> Option<Publication> {
         let publication = self.publications.pop_front()?;
         self.first_id += 1;

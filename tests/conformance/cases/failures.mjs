@@ -99,7 +99,7 @@ export const failures = [
     },
   },
   {
-    name: 'clients of a worker that is taken away come back at once and resubscribe',
+    name: 'clients of a worker that is taken away stay connected and miss nothing',
     alone: true,
     async run({ create, channel, operator }) {
       await counts(operator, 0);
@@ -117,11 +117,7 @@ export const failures = [
       await allOpen(members, AT_ONCE_MS);
       await serviceIsWhole(members, channel);
       const gone = members.filter(({ client }) => client.events.disconnect.seen > 0);
-      assert.equal(gone.length, connections.at(-1));
-      for (const { client } of gone) {
-        assert.equal((await client.events.disconnect.next()).code, 1005);
-        assert.equal(client.events.disconnect.seen, 1);
-      }
+      assert.equal(gone.length, 0, 'a client was disconnected');
       await operator.scale(connections.length);
     },
   },

@@ -245,6 +245,10 @@ impl Clients for Connections {
     }
 
     fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
+        if keys.is_empty() {
+            // Nothing follows a publication that is on its way.
+            return;
+        }
         let comes_alone = self.broadcast.is_none() && self.dirty.len() < broadcast::CLIENTS_MIN;
         self.settle_broadcast();
         if comes_alone && broadcast::is_worthwhile(keys.len(), delivery.frame.len()) {
@@ -402,6 +406,7 @@ mod tests {
         assert!(!connections.has_broadcast(), "ten are few");
         flush_all(&mut connections);
         connections.fan_out(&keys, delivery, &mut stats);
+        connections.fan_out(&[], delivery, &mut stats);
         assert!(connections.has_broadcast() && !connections.has_dirty());
         connections.fan_out(&keys, delivery, &mut stats);
         assert!(!connections.has_broadcast(), "the two share their writes");

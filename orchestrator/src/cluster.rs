@@ -340,7 +340,7 @@ impl Cluster {
             Request::Update { program, answer } => {
                 let _ = answer.send(self.begin_update(now, program));
             }
-            Request::Rebalance { answer } => self.begin_rebalance(answer),
+            Request::Rebalance { answer } => self.begin_rebalance(now, answer),
             Request::UpdateStatus { answer } => {
                 let _ = answer.send(self.update_status(now));
             }

@@ -300,6 +300,11 @@ impl Node {
         self.stats.as_ref()
     }
 
+    /// When that was.
+    pub(crate) fn reported_at(&self) -> Option<Millis> {
+        self.counted.map(|counted| counted.at)
+    }
+
     pub(crate) fn rate(&self) -> Rate {
         self.rate
     }

@@ -25,7 +25,7 @@ impl Cluster {
         let id = self.fleet.of_life(id, incarnation).unwrap_or(id);
         self.leave(id);
         self.adopted.remove(&id);
-        self.end_orders(id);
+        self.end_orders(now, id);
         if id.role == Role::Successor {
             self.successor_ended(id.slot, &exit);
             return;

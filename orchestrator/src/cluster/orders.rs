@@ -128,12 +128,12 @@ impl Cluster {
         match order.purpose {
             Purpose::Update => self.update_handed_over(order.from, report),
             Purpose::Leave { until } => self.left_by(now, order.from, until, report),
-            Purpose::Rebalance => self.rebalanced(Some(report)),
+            Purpose::Rebalance => self.rebalanced(now, Some(report)),
         }
     }
 
     /// A worker has ended: it carries no order out any more.
-    pub(super) fn end_orders(&mut self, from: NodeId) {
+    pub(super) fn end_orders(&mut self, now: Millis, from: NodeId) {
         let open = self.orders.open.iter();
         let of_it = open.filter(|(_, order)| order.from == from);
         let of_it: Vec<u64> = of_it.map(|(id, _)| *id).collect();
@@ -144,7 +144,7 @@ impl Cluster {
             match order.purpose {
                 Purpose::Update => self.update_order_lost(id),
                 Purpose::Leave { .. } => {}
-                Purpose::Rebalance => self.rebalanced(None),
+                Purpose::Rebalance => self.rebalanced(now, None),
             }
         }
     }

@@ -16,13 +16,20 @@ use crate::{
     supervisor::{Load, Move, Phase, even_out, share_out},
 };
 
+/// Clients come and go while connections move, so it looks again; so many times
+/// at most, since it will not win a race against a crowd.
+const ROUNDS_MAX: u32 = 4;
+
 type Answer = oneshot::Sender<Result<pb::RebalanceResponse, RebalanceRefused>>;
 
 /// What evens the workers out, while it goes on.
 #[derive(Debug, Default)]
 pub(super) struct Rebalance {
-    /// New workers are to get some once they are ready.
-    is_wanted: bool,
+    /// Since when it is wanted, or another look at what it has come to: what a
+    /// worker reported before says nothing about now.
+    wanted: Option<Millis>,
+    /// Times it has ordered anything since it was wanted.
+    rounds: u32,
     /// Orders that are not through.
     open: usize,
     result: pb::RebalanceResponse,
@@ -32,12 +39,12 @@ pub(super) struct Rebalance {
 
 impl Cluster {
     /// New workers come: they get connections once all are ready.
-    pub(super) fn rebalance_when_ready(&mut self) {
-        self.rebalance.is_wanted = true;
+    pub(super) fn rebalance_when_ready(&mut self, now: Millis) {
+        self.rebalance.wanted = Some(now);
     }
 
     /// An operator wants it, and is told what came of it.
-    pub(super) fn begin_rebalance(&mut self, answer: Answer) {
+    pub(super) fn begin_rebalance(&mut self, now: Millis, answer: Answer) {
         let refused = match self.stage {
             Stage::Running if self.is_updating() => Some(RebalanceRefused::Updating),
             Stage::Running => None,
@@ -52,21 +59,28 @@ impl Cluster {
             return;
         }
         self.rebalance.answers.push(answer);
-        self.rebalance.is_wanted = true;
+        self.rebalance.wanted = Some(now);
     }
 
     /// Does what is due for it.
     pub(super) fn advance_rebalance(&mut self) {
+        let Some(since) = self.rebalance.wanted else {
+            return;
+        };
         let is_busy = self.orders.is_open() || self.is_updating() || self.rebalance.open > 0;
-        if !self.rebalance.is_wanted || is_busy || self.stage != Stage::Running {
+        if is_busy || self.stage != Stage::Running {
             return;
         }
         let ready = |phase| matches!(phase, Phase::Ready { .. });
-        if !self.fleet.all(Role::Worker, ready) || !self.have_all_reported() {
+        if !self.fleet.all(Role::Worker, ready) || !self.have_all_reported(since) {
             return;
         }
-        self.rebalance.is_wanted = false;
-        let loads = self.loads(0);
+        self.rebalance.wanted = None;
+        let loads = if self.rebalance.rounds < ROUNDS_MAX {
+            self.loads(0)
+        } else {
+            Vec::new()
+        };
         let mut by_giver: BTreeMap<u32, Vec<(NodeId, u32)>> = BTreeMap::new();
         for Move {
             from,
@@ -86,11 +100,13 @@ impl Cluster {
         }
         if self.rebalance.open == 0 {
             self.conclude_rebalance();
+        } else {
+            self.rebalance.rounds += 1;
         }
     }
 
     /// An order of it is through, or will never be.
-    pub(super) fn rebalanced(&mut self, report: Option<&pb::HandedOver>) {
+    pub(super) fn rebalanced(&mut self, now: Millis, report: Option<&pb::HandedOver>) {
         let result = &mut self.rebalance.result;
         if let Some(report) = report {
             result.moved += report.moved;
@@ -102,13 +118,19 @@ impl Cluster {
             result.error = "a worker ended meanwhile".to_owned();
         }
         self.rebalance.open = self.rebalance.open.saturating_sub(1);
-        if self.rebalance.open == 0 {
+        if self.rebalance.open > 0 {
+            return;
+        }
+        if self.rebalance.result.error.is_empty() {
+            self.rebalance.wanted = Some(now);
+        } else {
             self.conclude_rebalance();
         }
     }
 
     fn conclude_rebalance(&mut self) {
         let result = std::mem::take(&mut self.rebalance.result);
+        self.rebalance.rounds = 0;
         info!(
             moved = result.moved,
             failed = result.failed,
@@ -169,9 +191,9 @@ impl Cluster {
         }
     }
 
-    fn have_all_reported(&self) -> bool {
+    fn have_all_reported(&self, since: Millis) -> bool {
         let mut workers = self.fleet.nodes().filter(|(id, _)| id.role == Role::Worker);
-        workers.all(|(_, node)| node.stats().is_some())
+        workers.all(|(_, node)| node.reported_at().is_some_and(|at| at > since))
     }
 
     /// Connections of the workers that stay without this one, as they last

@@ -60,7 +60,7 @@ impl Cluster {
             }
         }
         if !answer.starting.is_empty() {
-            self.rebalance_when_ready();
+            self.rebalance_when_ready(now);
         }
         let within = self.settings.shutdown_timeout;
         let until = now + within + WORKER_GRACE;

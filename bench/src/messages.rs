@@ -116,6 +116,8 @@ pub(super) struct Outcome {
     pub(super) series: Series,
     /// From the intended time of sending to the arrival, µs: (value, count).
     pub(super) latency: Vec<(u64, u64)>,
+    /// From the intended time of sending to the answer, µs.
+    pub(super) acks: Vec<(u64, u64)>,
     /// From the intended to the real time of sending, µs.
     pub(super) lag: Vec<(u64, u64)>,
     /// Longest time in the window in which a channel with a schedule delivered

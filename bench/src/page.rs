@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     churn::Churned,
-    report::{Report, float},
+    report::{Quantiles, Report, float},
     saturate::Search,
 };
 
@@ -40,7 +40,6 @@ struct Plot {
 /// The page of a single run.
 pub(super) fn of_run(scenario: &str, report: &Report) -> String {
     let mut page = begin(scenario);
-    let latency = &report.latency_us;
     let mut rows = vec![
         ("clients".into(), report.connects.ready.to_string()),
         (
@@ -50,14 +49,10 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
                 report.deliveries_per_second, report.expected_deliveries_per_second
             ),
         ),
+        ("latency p50, p99, max".into(), times(&report.latency_us)),
         (
-            "latency p50, p99, max".into(),
-            format!(
-                "{:.2}, {:.2}, {:.2} ms",
-                ms(latency.p50),
-                ms(latency.p99),
-                ms(latency.max)
-            ),
+            "until the answer p50, p99, max".into(),
+            times(&report.ack_us),
         ),
         (
             "lost, repeated, out of order".into(),
@@ -90,6 +85,10 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
             let figure = format!("{seconds:.2} s of processor time");
             rows.push(("for a million deliveries".into(), figure));
         }
+        if let Some(micros) = server.microseconds_per_publication {
+            let figure = format!("{micros:.0} µs of processor time");
+            rows.push(("for a publication".into(), figure));
+        }
     }
     if let Some(memory) = &report.memory {
         let bytes = memory.bytes_per_connection.unwrap_or(0);
@@ -103,6 +102,11 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
         page.push_str(&latency.draw());
     }
     end(page)
+}
+
+fn times(of: &Quantiles) -> String {
+    let [p50, p99, max] = [of.p50, of.p99, of.max].map(ms);
+    format!("{p50:.2}, {p99:.2}, {max:.2} ms")
 }
 
 /// The page of a search for the limit.

@@ -53,6 +53,8 @@ pub(super) struct Report {
     pub(super) reconnected: u64,
     pub(super) longest_silence_us: Micros,
     pub(super) latency_us: Quantiles,
+    /// From the intended time of sending to the acknowledgement.
+    pub(super) ack_us: Quantiles,
     /// How late the generator itself was.
     pub(super) send_lag_us: Quantiles,
     pub(super) generator_cores: f64,
@@ -102,6 +104,7 @@ pub(super) struct Quantiles {
 pub(super) struct ServerProcessor {
     pub(super) cores: f64,
     pub(super) seconds_per_million_deliveries: Option<f64>,
+    pub(super) microseconds_per_publication: Option<f64>,
 }
 
 /// Proportional set size of all processes of the server.
@@ -125,6 +128,15 @@ fn curve(histogram: &Histogram<u64>) -> Vec<(f64, u64)> {
     shares
         .map(|share| (share, histogram.value_at_quantile(share)))
         .collect()
+}
+
+/// What all processes measured, as one histogram.
+fn merged(outcomes: &[Outcome], of: fn(&Outcome) -> &Vec<(u64, u64)>) -> Histogram<u64> {
+    let mut histogram = histogram();
+    for (value, count) in outcomes.iter().flat_map(of) {
+        histogram.saturating_record_n(*value, *count);
+    }
+    histogram
 }
 
 fn closed(outcomes: &[Outcome]) -> BTreeMap<u16, u64> {
@@ -193,16 +205,11 @@ impl Report {
         outcomes: &[Outcome],
     ) -> Self {
         let seconds = float(window.to - window.from) / float(SECOND);
-        let (mut latency, mut lag) = (histogram(), histogram());
+        let latency = merged(outcomes, |outcome| &outcome.latency);
         let closed = closed(outcomes);
         let mut orders = BTreeMap::new();
         let mut disagreements = 0;
         for outcome in outcomes {
-            for (histogram, pairs) in [(&mut latency, &outcome.latency), (&mut lag, &outcome.lag)] {
-                for (value, count) in pairs {
-                    histogram.saturating_record_n(*value, *count);
-                }
-            }
             for (channel, order) in &outcome.orders {
                 let first = *orders.entry(*channel).or_insert(*order);
                 disagreements += u64::from(first != *order);
@@ -238,7 +245,8 @@ impl Report {
                 .max()
                 .unwrap_or(0),
             latency_us: Quantiles::new(&latency),
-            send_lag_us: Quantiles::new(&lag),
+            ack_us: Quantiles::new(&merged(outcomes, |outcome| &outcome.acks)),
+            send_lag_us: Quantiles::new(&merged(outcomes, |outcome| &outcome.lag)),
             generator_cores: float(sum(|outcome| outcome.processor_us)) / float(SECOND) / seconds,
             busiest_generator_cores: outcomes
                 .iter()
@@ -265,10 +273,12 @@ impl Report {
     pub(super) fn set_server_processor(&mut self, used: Option<Micros>) {
         self.server = used.map(|used| {
             let used = float(used) / float(SECOND);
-            let millions = float(self.delivered_in_window) / 1e6;
+            let each = |count: u64| (count > 0).then(|| used * 1e6 / float(count));
             ServerProcessor {
                 cores: used / self.seconds,
-                seconds_per_million_deliveries: (millions > 0.0).then(|| used / millions),
+                seconds_per_million_deliveries: each(self.delivered_in_window),
+                // Each left late, if only by a microsecond.
+                microseconds_per_publication: each(self.send_lag_us.count),
             }
         });
     }
@@ -339,6 +349,7 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
     let Report {
         connects,
         latency_us,
+        ack_us,
         send_lag_us,
         ..
     } = report;
@@ -374,6 +385,7 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
         report.missed_while_disconnected
     )?;
     print_quantiles(&mut out, "latency", latency_us)?;
+    print_quantiles(&mut out, "acknowledged", ack_us)?;
     print_quantiles(&mut out, "send lag", send_lag_us)?;
     writeln!(
         out,
@@ -392,10 +404,13 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
 fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if let Some(server) = &report.server {
         write!(out, "server        {:.2} cores", server.cores)?;
-        match server.seconds_per_million_deliveries {
-            Some(seconds) => writeln!(out, ", {seconds:.2} s per million deliveries")?,
-            None => writeln!(out)?,
+        if let Some(seconds) = server.seconds_per_million_deliveries {
+            write!(out, ", {seconds:.2} s per million deliveries")?;
         }
+        if let Some(micros) = server.microseconds_per_publication {
+            write!(out, ", {micros:.0} µs per publication")?;
+        }
+        writeln!(out)?;
     }
     if let Some(memory) = &report.memory {
         writeln!(

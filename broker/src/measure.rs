@@ -1,19 +1,26 @@
-//! How long journals take to be written and read back, for the benchmark
-//! `recovery`.
+//! How long journals take to be written and read back, for the benchmarks.
+
+mod log;
 
 use std::{
     io,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+pub use muster_daemon::config::Fsync;
 use muster_daemon::{ByteSize, clock, config::BrokerConfig};
-use muster_proto::{BrokerNode, View, link::Publish};
+use muster_proto::{BrokerNode, ShardId, View, link::Publish};
 use muster_wire::Millis;
 use rand::{SeedableRng as _, rngs::StdRng};
 
+pub use self::log::{Checkpoint, Keeping, append, checkpoint};
 use crate::{
     journal::{Home, HomeError},
     limits::{Histories, Limits},
@@ -29,6 +36,8 @@ const CHANNELS: usize = 2000;
 const PRODUCERS: usize = 100;
 /// Publications of one turn.
 const TURN: usize = 1000;
+/// As many as wait for the disk at a time.
+const SYNCING_THREADS: usize = 256;
 /// Of a publication in the journal, beside its data.
 const RECORD_BYTES: usize = 80;
 
@@ -87,24 +96,48 @@ pub fn recovery(dir: &Path, bytes: usize, data_bytes: usize) -> Result<Recovery,
     let count = bytes / (data_bytes + RECORD_BYTES);
     let without = Table::new(limits(), 1 << 20, Source::Nothing);
     without.apply(clock::now(), &view(1), 1, 1);
-    let publish_without = publish(&without, count, &data)?;
+    let publish_without = publish(&without, count, TURN, &data)?;
     drop(without);
     let measured = on_disk(dir, count, &data).map(|measured| Recovery {
         publish_without,
         ..measured
     });
-    std::fs::remove_dir_all(dir).map_err(|source| MeasureError::Remove {
-        dir: dir.display().to_string(),
-        source,
-    })?;
+    remove(dir)?;
     measured
 }
 
+/// Publishes `count` publications of `data_bytes` each to the 256 shards of one
+/// broker, `turn` of them at a time, and waits for the disk after each turn as
+/// `fsync` says; with `interval` never, because what it waits for is nobody's
+/// publication. Says how long each publication took. What is in `dir` is removed
+/// afterwards.
+///
+/// # Errors
+/// When the directory does not do or is too small.
+pub fn publishing(
+    dir: &Path,
+    fsync: Fsync,
+    (count, turn): (usize, usize),
+    data_bytes: usize,
+) -> Result<Duration, MeasureError> {
+    let data = Bytes::from(vec![b'1'; data_bytes]);
+    let published = open(dir, 1, fsync).and_then(|(table, ..)| publish(&table, count, turn, &data));
+    remove(dir)?;
+    published
+}
+
+fn remove(dir: &Path) -> Result<(), MeasureError> {
+    std::fs::remove_dir_all(dir).map_err(|source| MeasureError::Remove {
+        dir: dir.display().to_string(),
+        source,
+    })
+}
+
 fn on_disk(dir: &Path, count: usize, data: &Bytes) -> Result<Recovery, MeasureError> {
-    let (first, _, open_empty) = open(dir, 1)?;
-    let publish = publish(&first, count, data)?;
+    let (first, _, open_empty) = open(dir, 1, Fsync::Never)?;
+    let publish = publish(&first, count, TURN, data)?;
     drop(first);
-    let (_table, opening, open) = open(dir, 2)?;
+    let (_table, opening, open) = open(dir, 2, Fsync::Never)?;
     let written = count as u64;
     if opening.publications != written {
         let read = opening.publications;
@@ -121,8 +154,9 @@ fn on_disk(dir: &Path, count: usize, data: &Bytes) -> Result<Recovery, MeasureEr
 }
 
 /// Opens every shard at this epoch; says how long that took.
-fn open(dir: &Path, epoch: u64) -> Result<(Table, Opening, Duration), MeasureError> {
+fn open(dir: &Path, epoch: u64, fsync: Fsync) -> Result<(Table, Opening, Duration), MeasureError> {
     let config = BrokerConfig {
+        fsync,
         journal_dir: Some(dir.into()),
         journal_bytes_max: ByteSize::mib(1 << 20),
         ..BrokerConfig::default()
@@ -136,14 +170,19 @@ fn open(dir: &Path, epoch: u64) -> Result<(Table, Opening, Duration), MeasureErr
 }
 
 /// Publishes so many times; says how long each took.
-fn publish(table: &Table, count: usize, data: &Bytes) -> Result<Duration, MeasureError> {
+fn publish(
+    table: &Table,
+    count: usize,
+    turn_len: usize,
+    data: &Bytes,
+) -> Result<Duration, MeasureError> {
     let channels: Vec<String> = (0..CHANNELS).map(|it| format!("channel {it}")).collect();
     let link = Arc::new(Link::new(Millis(0)));
     let mut rng = StdRng::seed_from_u64(1);
     let start = now();
-    for first in (0..count).step_by(TURN) {
+    for first in (0..count).step_by(turn_len) {
         let mut turn = Turn::new(clock::now());
-        for index in first..count.min(first + TURN) {
+        for index in first..count.min(first + turn_len) {
             let publish = Publish {
                 seq: index as u64 + 1,
                 channel: Bytes::copy_from_slice(channels[index % CHANNELS].as_bytes()),
@@ -158,9 +197,23 @@ fn publish(table: &Table, count: usize, data: &Bytes) -> Result<Duration, Measur
                 return Err(MeasureError::Refused);
             }
         }
-        let _nothing_is_synced = table.commit(&mut turn);
+        sync(table, &table.commit(&mut turn));
     }
     Ok(start.elapsed() / u32::try_from(count.max(1)).unwrap_or(u32::MAX))
+}
+
+/// Waits for the disk, with as many threads as a broker has for that.
+fn sync(table: &Table, shards: &[ShardId]) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..shards.len().min(SYNCING_THREADS) {
+            scope.spawn(|| {
+                while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    table.sync(*shard, clock::now);
+                }
+            });
+        }
+    });
 }
 
 /// Such that everything is retained.

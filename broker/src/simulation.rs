@@ -15,9 +15,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use muster_daemon::config::{History, Namespace};
 use muster_proto::{
     ShardId, View,
-    link::{BrokerBatch, Hello, Publish, WorkerBatch, worker_frame::Frame},
+    link::{
+        BrokerBatch, Hello, Publish, ReadRequest, ReadResponse, WorkerBatch, worker_frame::Frame,
+    },
     shard_of,
 };
 use muster_wire::Millis;
@@ -41,6 +44,8 @@ use crate::{
 pub struct BrokerOptions {
     /// How long a publication is retained, room permitting.
     pub tail_age: Duration,
+    /// Publications that every channel keeps as its history.
+    pub history: Option<u64>,
     /// Bytes retained per shard.
     pub tail_bytes_max: usize,
     /// For how long keys are remembered, at least.
@@ -73,6 +78,8 @@ pub struct BrokenRules {
     pub resume: bool,
     /// C1: a shard is opened although another broker has it open.
     pub lock: bool,
+    /// B1: a read takes a position of another generation for one of its own.
+    pub generations: bool,
     /// Rules of the journal.
     pub journal: BrokenJournal,
 }
@@ -86,6 +93,7 @@ impl BrokenRules {
         window: false,
         resume: false,
         lock: false,
+        generations: false,
         journal: BrokenJournal::NONE,
     };
 }
@@ -160,7 +168,7 @@ impl SimBroker {
         };
         let limits = Limits {
             tail_age: options.tail_age,
-            histories: Histories::default(),
+            histories: Histories::new(options.history.map(keep_last).into_iter().collect()),
             tail_bytes_max: options.tail_bytes_max,
             key_window: options.key_window,
             producers_max: 1 << 16,
@@ -342,6 +350,19 @@ impl SimBroker {
         Ok(())
     }
 
+    /// A worker's read; `None` if the channel's shard is not open here.
+    #[must_use]
+    pub fn read(&self, request: &ReadRequest) -> Option<ReadResponse> {
+        let mut request = request.clone();
+        if self.broken.generations {
+            let head = self.table.read(&request, 0).ok()?.head;
+            if let (Some(after), Some(head)) = (&mut request.after, head) {
+                after.generation = head.generation;
+            }
+        }
+        self.table.read(&request, 0).ok()
+    }
+
     /// What is to be sent on a link next.
     #[must_use]
     pub fn pull(&self, id: u64, now: Millis) -> Pulled {
@@ -401,6 +422,18 @@ impl SimBroker {
         {
             *epoch = *open;
         }
+    }
+}
+
+/// Every channel keeps its last `count` publications.
+fn keep_last(count: u64) -> Namespace {
+    Namespace {
+        history: Some(History {
+            count: Some(count),
+            bytes: None,
+            age: None,
+        }),
+        ..Namespace::default()
     }
 }
 

@@ -40,12 +40,12 @@ use muster_bench::{BenchError, Place};
 use muster_broker::check::{self, Journals};
 use muster_daemon::{
     Config, NodeArgs,
-    auth_key::{self, AuthKeyError},
     config::{self, ConfigError, Loaded, Override},
     descriptors::{self, DescriptorsError},
     exit, runtime_dir,
     telemetry::{self, Identity, TelemetryError},
 };
+use muster_worker::AuthError;
 
 use crate::{
     cli::{Cli, Verb},
@@ -53,7 +53,7 @@ use crate::{
     journal::{CheckArgs, Damage, JournalError, JournalVerb, Report, Shard},
     node::Role,
     operate::DataError,
-    up::UpError,
+    up::{CheckKey, UpError},
 };
 
 fn main() -> ExitCode {
@@ -80,7 +80,7 @@ enum Fatal {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("invalid configuration")]
-    AuthKey(#[from] AuthKeyError),
+    Auth(#[from] AuthError),
     #[error("invalid configuration")]
     Descriptors(#[from] DescriptorsError),
     #[error(transparent)]
@@ -111,7 +111,7 @@ enum Fatal {
 impl Fatal {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::AuthKey(_) | Self::Descriptors(_) | Self::Telemetry(_) => {
+            Self::Config(_) | Self::Auth(_) | Self::Descriptors(_) | Self::Telemetry(_) => {
                 exit::CONFIG
             }
             Self::Up(error) => error.exit_code(),
@@ -137,7 +137,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     match verb {
         Verb::Up(args) => {
             let loaded = load(file, &args.settings.overrides())?;
-            Ok(up::up(loaded, runtime_dir, &args)?)
+            let check_key: CheckKey = |auth| Ok(muster_worker::check_key(auth)?);
+            Ok(up::up(loaded, runtime_dir, &args, check_key)?)
         }
         Verb::CheckConfig { output, settings } => {
             check_config(file, &settings.overrides(), output.json)
@@ -242,7 +243,7 @@ fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Loaded, ConfigErr
 fn check_config(file: Option<&Path>, overrides: &[Override], json: bool) -> Result<(), Fatal> {
     let Loaded { config, .. } = load(file, overrides)?;
     if config.auth.key_file.is_some() || config.auth.public_key_file.is_some() {
-        auth_key::read(&config.auth)?;
+        muster_worker::check_key(&config.auth)?;
     }
     descriptors::connections_allowed(&config, descriptors::raise_limit())?;
     if json {

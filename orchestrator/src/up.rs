@@ -2,6 +2,7 @@
 //! the way from there.
 
 use std::{
+    error::Error,
     io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -12,7 +13,7 @@ use muster_daemon::{
     Config,
     auth_key::{self, AuthKeyError},
     clock,
-    config::{Loaded, LogFormat},
+    config::{AuthConfig, Loaded, LogFormat},
     descriptors::{self, DescriptorsError},
     exit,
     runtime_dir::{self, RuntimeDir, RuntimeDirError, RuntimeLock},
@@ -47,6 +48,10 @@ const GATE_BYTES: usize = 64 * 256;
 /// Incarnations of one orchestrator; the next one's are higher.
 const INCARNATIONS: u64 = 1_000_000;
 
+/// Says whether workers could use the configured key, which only they know how to
+/// read.
+pub(crate) type CheckKey = fn(&AuthConfig) -> Result<(), Box<dyn Error + Send + Sync>>;
+
 /// Why a cluster did not start, or ended otherwise than asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpError {
@@ -62,6 +67,8 @@ pub(crate) enum UpError {
     Descriptors(#[from] DescriptorsError),
     #[error("invalid configuration")]
     AuthKey(#[from] AuthKeyError),
+    #[error("invalid configuration")]
+    UnusableKey(#[source] Box<dyn Error + Send + Sync>),
     #[error(
         "cannot listen on {addr}: another program has that port: end it, or choose another \
          address with --listen (port 0 takes a free one)"
@@ -82,7 +89,9 @@ pub(crate) enum UpError {
 impl UpError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => exit::CONFIG,
+            Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) | Self::UnusableKey(_) => {
+                exit::CONFIG
+            }
             Self::Console(_)
             | Self::RuntimeDir(_)
             | Self::Adoption(_)
@@ -105,6 +114,7 @@ pub(crate) fn up(
     loaded: Loaded,
     runtime_dir: Option<PathBuf>,
     args: &UpArgs,
+    check_key: CheckKey,
 ) -> Result<(), UpError> {
     let mut config = loaded.config;
     let terminal = io::stderr().is_terminal();
@@ -118,7 +128,7 @@ pub(crate) fn up(
     telemetry::init_with(&config.log.filter, config.log.format, identity, move || {
         writer.clone()
     })?;
-    let ended = run(config, runtime_dir, args, &console);
+    let ended = run(config, runtime_dir, args, check_key, &console);
     console.finish();
     ended
 }
@@ -127,11 +137,12 @@ fn run(
     config: Config,
     runtime_dir: Option<PathBuf>,
     args: &UpArgs,
+    check_key: CheckKey,
     console: &Console,
 ) -> Result<(), UpError> {
     let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
     let lock = dir.lock()?;
-    let prepared = prepare(config, &dir, &lock)?;
+    let prepared = prepare(config, &dir, &lock, check_key)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -167,7 +178,12 @@ struct Prepared {
     adoption: Option<Adoption>,
 }
 
-fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<Prepared, UpError> {
+fn prepare(
+    mut config: Config,
+    dir: &RuntimeDir,
+    lock: &RuntimeLock,
+    check_key: CheckKey,
+) -> Result<Prepared, UpError> {
     let limit = descriptors::raise_limit();
     descriptors::connections_allowed(&config, limit)?;
     let mut adoption = adoption::look(dir).map_err(UpError::Adoption)?;
@@ -180,6 +196,7 @@ fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<P
         None => {
             let mut rng = rand::make_rng::<StdRng>();
             config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rng)?;
+            check_key(&config.auth).map_err(UpError::UnusableKey)?;
             dir.remove_sockets(lock)?;
         }
     }
@@ -312,7 +329,10 @@ mod tests {
 
     fn prepare_in(dir: &RuntimeDir, config: Config) -> Result<Prepared, UpError> {
         let lock = dir.lock().unwrap();
-        prepare(config, dir, &lock)
+        prepare(config, dir, &lock, |auth| match auth.public_key_file {
+            Some(_) => Err("that is no key".into()),
+            None => Ok(()),
+        })
     }
 
     fn on_a_free_port() -> Config {
@@ -374,6 +394,19 @@ mod tests {
         let message = exit::chain(&error);
         assert!(message.contains("auth.key_file"), "{message}");
         assert!(message.contains("/nonexistent/auth.key"), "{message}");
+    }
+
+    #[test]
+    fn a_key_that_workers_cannot_use_is_a_fault_of_the_configuration() {
+        let (_parent, dir) = runtime_dir();
+        let file = dir.path().join("jwt.pem");
+        std::fs::write(&file, "hello").unwrap();
+        let mut config = on_a_free_port();
+        config.auth.public_key_file = Some(file);
+        let error = prepare_in(&dir, config).unwrap_err();
+        assert_eq!(error.exit_code(), exit::CONFIG);
+        let message = exit::chain(&error);
+        assert_eq!(message, "invalid configuration: that is no key");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) struct Course {
 /// A cluster and what is known of it.
 #[derive(Debug)]
 pub(crate) struct Conductor<'c> {
-    cluster: &'c Cluster,
+    cluster: &'c mut Cluster,
     /// By node, its incarnation.
     known: BTreeMap<(String, u32), u64>,
     looked: Time,
@@ -58,16 +58,15 @@ pub(crate) struct Conductor<'c> {
 }
 
 impl<'c> Conductor<'c> {
-    pub(crate) async fn new(cluster: &'c Cluster) -> Self {
+    pub(crate) async fn new(cluster: &'c mut Cluster) -> Self {
+        let status = cluster.status().await.expect("the cluster runs");
         let mut conductor = Self {
             cluster,
-            known: BTreeMap::new(),
+            known: incarnations(&status),
             looked: now(),
             course: Course::default(),
             nuisances: JoinSet::new(),
         };
-        let status = cluster.status().await.expect("the cluster runs");
-        conductor.known = incarnations(&status);
         conductor.list_connections().await;
         conductor
     }
@@ -97,7 +96,6 @@ impl<'c> Conductor<'c> {
     }
 
     async fn strike(&mut self, step: Step) -> Round {
-        let cluster = self.cluster;
         let mut round = Round {
             step,
             replaced_ms: None,
@@ -106,26 +104,52 @@ impl<'c> Conductor<'c> {
         match step.blow {
             Blow::Kill(victim) => {
                 let at = now();
-                signal(cluster, victim, Signal::KILL).await;
+                signal(self.cluster, victim, Signal::KILL).await;
                 self.replaced(victim, at, &mut round).await;
             }
             Blow::Hang(victim) => {
                 let at = now();
-                signal(cluster, victim, Signal::STOP).await;
+                signal(self.cluster, victim, Signal::STOP).await;
                 self.replaced(victim, at, &mut round).await;
             }
             Blow::Pause(victim, pause) => {
-                signal(cluster, victim, Signal::STOP).await;
+                signal(self.cluster, victim, Signal::STOP).await;
                 sleep(pause).await;
-                signal(cluster, victim, Signal::CONT).await;
+                signal(self.cluster, victim, Signal::CONT).await;
             }
             Blow::PauseOrchestrator(pause) => {
-                cluster.signal(Signal::STOP);
+                self.cluster.signal(Signal::STOP);
                 sleep(pause).await;
-                cluster.signal(Signal::CONT);
+                self.cluster.signal(Signal::CONT);
+            }
+            Blow::KillOrchestrator(pause) => {
+                let at = now();
+                self.cluster.kill_orchestrator().await;
+                sleep(pause).await;
+                self.cluster.begin_up_again();
+                self.taken_over(at, &mut round).await;
             }
         }
         round
+    }
+
+    /// Waits until another orchestrator has taken over every node that lived.
+    async fn taken_over(&mut self, at: Time, round: &mut Round) {
+        let deadline = Instant::now() + WHOLE_TIMEOUT;
+        while round.whole_ms.is_none() {
+            if Instant::now() >= deadline {
+                let problem = format!("not whole {WHOLE_TIMEOUT:?} after {}", round.step.blow);
+                self.course.problems.push(problem);
+                return;
+            }
+            if let Ok(status) = self.cluster.status().await {
+                round.replaced_ms.get_or_insert(now() - at);
+                if status.is_whole() {
+                    round.whole_ms = Some(now() - at);
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Waits until the victim has a successor and all are ready.
@@ -246,6 +270,11 @@ impl fmt::Display for Blow {
                 "SIGSTOP of {}-{} for {} ms",
                 victim.role(),
                 victim.slot,
+                pause.as_millis()
+            ),
+            Self::KillOrchestrator(pause) => write!(
+                f,
+                "SIGKILL of the orchestrator, another one {} ms later",
                 pause.as_millis()
             ),
             Self::PauseOrchestrator(pause) => {

@@ -69,19 +69,21 @@ impl fmt::Display for Report<'_> {
             "  deliveries   {deliveries}, of which {due} were due; slow clients closed {}",
             self.slow_clients
         )?;
-        writeln!(
-            f,
-            "  {:<14}{:>16}{:>18}",
-            "", "without excuse", "around brokers'"
-        )?;
-        for (name, Count { outside, around }) in [
+        for (name, count) in [
             ("lost", verdict.lost),
             ("repeated", verdict.repeated),
             ("out of order", verdict.out_of_order),
+        ] {
+            writeln!(f, "  {name:<12} {count}")?;
+        }
+        for (name, Count { outside, around }) in [
             ("failed", verdict.failed),
             ("unanswered", verdict.unanswered),
         ] {
-            writeln!(f, "  {name:<14}{outside:>16}{around:>18}")?;
+            writeln!(
+                f,
+                "  {name:<12} {outside}, and {around} around the deaths of brokers"
+            )?;
         }
         for problem in course.problems.iter().chain(&verdict.problems) {
             writeln!(f, "  PROBLEM {problem}")?;

@@ -16,6 +16,8 @@ pub(crate) enum Blow {
     /// Stopped until it is found to hang, and replaced.
     Hang(Victim),
     PauseOrchestrator(Duration),
+    /// Killed, and after this another one is started, which takes over what lives.
+    KillOrchestrator(Duration),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +96,9 @@ impl<R: Rng> Script<R> {
             let pause = Duration::from_millis(self.rng.random_range(100..700));
             blows.push(Blow::Pause(victim, pause));
         }
-        let pause = Duration::from_millis(self.rng.random_range(100..700));
-        blows.push(Blow::PauseOrchestrator(pause));
+        let mut pause = || Duration::from_millis(self.rng.random_range(100..700));
+        blows.push(Blow::PauseOrchestrator(pause()));
+        blows.push(Blow::KillOrchestrator(pause()));
         blows.shuffle(&mut self.rng);
         blows
     }
@@ -126,9 +129,12 @@ mod tests {
 
     use super::*;
 
+    /// Kinds of blows, of workers and brokers each.
+    const BLOWS: usize = 8;
+
     fn steps(seed: u64) -> Vec<Step> {
         Script::new(StdRng::seed_from_u64(seed), 3, 2)
-            .take(14)
+            .take(BLOWS * 2)
             .collect()
     }
 
@@ -137,7 +143,9 @@ mod tests {
         assert_eq!(steps(7), steps(7));
         assert_ne!(steps(7), steps(8));
         for seed in 0..20 {
-            let steps = &steps(seed)[..7];
+            let steps = &steps(seed)[..BLOWS];
+            let killed = |step: &Step| matches!(step.blow, Blow::KillOrchestrator(_));
+            assert_eq!(steps.iter().filter(|step| killed(step)).count(), 1);
             for is_broker in [false, true] {
                 let hit = |kind: fn(&Blow) -> Option<&Victim>| {
                     let victims = steps.iter().filter_map(|step| kind(&step.blow));

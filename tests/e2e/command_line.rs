@@ -101,6 +101,23 @@ async fn a_missing_configuration_or_key_file_is_refused_with_78_and_named() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_no_public_key_is_refused_with_78_before_anything_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jwt.pem");
+    std::fs::write(&file, "-----BEGIN PUBLIC KEY-----\nhello\n").unwrap();
+    let about = ["auth.public_key_file", text(&file), "PEM"];
+    let config = format!("[auth]\npublic_key_file = {:?}", text(&file));
+    let output = up_with_config(&config).await;
+    refused(&output, 78, &about);
+    let logged = String::from_utf8_lossy(&output.stderr);
+    assert!(!logged.contains("Starting the cluster"), "{logged}");
+    let config_file = dir.path().join("muster.toml");
+    std::fs::write(&config_file, config).unwrap();
+    let output = orchestrator(&["--config", text(&config_file), "check-config"]).await;
+    refused(&output, 78, &about);
+}
+
+#[tokio::test]
 async fn a_misspelt_environment_variable_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let output = orchestrator::command()

@@ -11,7 +11,12 @@ use muster_broker::simulation::Appended;
 use muster_proto::ShardId;
 use muster_wire::Millis;
 
-use crate::{client::Call, scenario::Scenario};
+use crate::{
+    client::Call,
+    logs::{Life, Logs, Place},
+    positions::Positions,
+    scenario::Scenario,
+};
 
 /// A rule that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +28,6 @@ impl fmt::Display for Violation {
     }
 }
 
-/// One life of one channel's log. With a journal another one begins only after
-/// the power was lost; else with every owner, at a higher epoch.
-type Life = u64;
-
-/// A place in a channel's logs.
-type Place = (Life, usize);
-
 #[derive(Debug)]
 pub(crate) struct Checker {
     durable: bool,
@@ -38,11 +36,9 @@ pub(crate) struct Checker {
     may_expire: bool,
     hears_own: bool,
     publish_timeout: Duration,
+    pub(crate) positions: Positions,
     publications: BTreeMap<u64, Publication>,
-    /// By channel.
-    logs: BTreeMap<usize, BTreeMap<Life, Log>>,
-    /// Channels of which something may be lost since they were last appended to.
-    lost: BTreeSet<usize>,
+    pub(crate) logs: Logs,
     /// Who appended in a shard at an epoch.
     owners: BTreeMap<(ShardId, u64), (u32, u64)>,
     /// The highest epoch at which a shard was appended to.
@@ -57,13 +53,6 @@ pub(crate) struct Checker {
     holes: BTreeMap<(usize, usize), u64>,
     /// Orders what clients say and hear.
     moment: u64,
-}
-
-#[derive(Debug)]
-struct Log {
-    generation: u64,
-    /// Its publications.
-    len: usize,
 }
 
 #[derive(Debug)]
@@ -130,9 +119,9 @@ impl Checker {
             may_expire: scenario.may_expire,
             hears_own: scenario.hears_own,
             publish_timeout: scenario.publish_timeout,
+            positions: Positions::new(scenario.history),
             publications: BTreeMap::new(),
-            logs: BTreeMap::new(),
-            lost: BTreeSet::new(),
+            logs: Logs::new(scenario.durable),
             owners: BTreeMap::new(),
             epochs: BTreeMap::new(),
             last_of: BTreeMap::new(),
@@ -195,10 +184,12 @@ impl Checker {
 
     pub(crate) fn unsubscribes(&mut self, connection: u64, channel: usize) {
         self.spans.remove(&(connection, channel));
+        self.positions.unfollows(connection, channel);
     }
 
     pub(crate) fn left(&mut self, connection: u64) {
         self.spans.retain(|(other, _), _| *other != connection);
+        self.positions.left(connection);
     }
 
     /// An owner's confirmation has reached the worker.
@@ -232,7 +223,7 @@ impl Checker {
 
     /// The machine went down: what was not on its disk is gone, from every log.
     pub(crate) fn power_lost(&mut self) {
-        self.lost.extend(self.logs.keys());
+        self.logs.lose();
     }
 
     /// A broker has appended a publication.
@@ -263,7 +254,7 @@ impl Checker {
             return Err(Violation(format!("{id} was refused and is in a log")));
         }
         let channel = publication.channel;
-        let (life, index) = self.place(channel, appended)?;
+        let (life, index) = self.logs.place(channel, appended, id)?;
         let Some(publication) = self.publications.get_mut(&id) else {
             return Ok(());
         };
@@ -279,35 +270,6 @@ impl Checker {
             )));
         }
         Ok(())
-    }
-
-    /// Where a publication is: offsets have no holes, and a log begins anew only
-    /// when it was lost.
-    fn place(&mut self, channel: usize, appended: &Appended) -> Result<Place, Violation> {
-        let Appended {
-            generation, offset, ..
-        } = *appended;
-        let logs = self.logs.entry(channel).or_default();
-        let life = match logs.last_key_value() {
-            _ if !self.durable => appended.epoch,
-            None => 0,
-            Some((life, log)) if log.generation == generation => *life,
-            Some((life, _)) if self.lost.contains(&channel) => life + 1,
-            Some((_, log)) => {
-                return Err(Violation(format!(
-                    "c{channel} begins anew with {log:?}, and nothing was lost"
-                )));
-            }
-        };
-        self.lost.remove(&channel);
-        let log = logs.entry(life).or_insert(Log { generation, len: 0 });
-        if log.generation != generation || offset != log.len as u64 + 1 {
-            return Err(Violation(format!(
-                "c{channel} has {log:?}, and offset {offset} of generation {generation} follows"
-            )));
-        }
-        log.len += 1;
-        Ok((life, log.len - 1))
     }
 
     /// A client has heard a publication.
@@ -366,7 +328,7 @@ impl Checker {
                 "connection {connection} got {error} for {call:?}"
             ))),
             (Call::Subscribe(channel, cid), None) => {
-                let lengths = self.lengths(channel);
+                let lengths = self.logs.lengths(channel);
                 // It may have been given up meanwhile.
                 if let Some(span) = self.spans.get_mut(&(connection, channel))
                     && span.cid == cid
@@ -380,7 +342,10 @@ impl Checker {
                 }
                 Ok(())
             }
-            (Call::Handshake | Call::Unsubscribe(_), None) => Ok(()),
+            (
+                Call::Handshake | Call::Unsubscribe(_) | Call::Follow(..) | Call::History(_),
+                None,
+            ) => Ok(()),
         }
     }
 
@@ -428,7 +393,7 @@ impl Checker {
             }
             self.is_at_the_end(*connection, *channel, span, acked)?;
         }
-        Ok(())
+        self.followers_at_rest()
     }
 
     /// Whatever was appended since the subscription's ack was heard.
@@ -439,7 +404,7 @@ impl Checker {
         span: &Span,
         acked: &Acked,
     ) -> Result<(), Violation> {
-        let lengths = self.lengths(channel);
+        let lengths = self.logs.lengths(channel);
         let Some((life, length)) = lengths.last_key_value() else {
             return Ok(());
         };
@@ -489,9 +454,12 @@ impl Checker {
         }
     }
 
-    fn lengths(&self, channel: usize) -> BTreeMap<Life, usize> {
-        let logs = self.logs.get(&channel).into_iter().flatten();
-        logs.map(|(life, log)| (*life, log.len)).collect()
+    pub(crate) fn may_have_holes(&self) -> bool {
+        self.may_have_holes
+    }
+
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable
     }
 
     fn holes_of(&self, worker: usize, channel: usize) -> u64 {

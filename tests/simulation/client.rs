@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use muster_worker::simulation::ClientKey;
 use serde::Deserialize;
 
-use crate::checker::Violation;
+use crate::{
+    checker::Violation,
+    positions::{News, Position, Question, position},
+};
 
 /// Messages that a client's network holds.
 const UPLINK_MAX: usize = 24;
@@ -42,13 +45,17 @@ pub(crate) struct Message {
     pub(crate) packets: Vec<Packet>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Packet {
     Handshake,
     /// A channel, and the call's number.
     Subscribe(usize, u64),
+    /// The same, with positions, from one on if it has one.
+    Follow(usize, u64, Option<Position>),
     Unsubscribe(usize),
     Publish(u64),
+    /// The call's number.
+    History(u64, Question),
     Pong,
 }
 
@@ -57,16 +64,31 @@ pub(crate) enum Call {
     Handshake,
     /// A channel, and the call's number.
     Subscribe(usize, u64),
+    Follow(usize, u64),
     Unsubscribe(usize),
     Publish(u64),
+    /// The call's number.
+    History(u64),
 }
 
 /// What a client has heard.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Heard {
     Ping,
-    Answer { call: Call, error: Option<String> },
-    Publication { channel: usize, id: u64 },
+    Answer {
+        call: Call,
+        error: Option<String>,
+        data: serde_json::Value,
+    },
+    Publication {
+        channel: usize,
+        id: u64,
+    },
+    /// As a follower.
+    News {
+        channel: usize,
+        news: News,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,6 +114,14 @@ pub(crate) fn channel_number(name: &[u8]) -> Option<usize> {
         .strip_prefix('c')?
         .parse()
         .ok()
+}
+
+/// A position as a client says it.
+fn position_text(position: Option<Position>) -> String {
+    let text = |Position { generation, offset }| {
+        format!(r#"{{"generation":"{generation:016x}","offset":{offset}}}"#)
+    };
+    position.map_or_else(|| "null".into(), text)
 }
 
 /// The number of the publication with this raw data.
@@ -136,6 +166,35 @@ impl Connection {
         let text =
             format!(r##"{{"event":"#subscribe","data":{{"channel":"{name}"}},"cid":{cid}}}"##);
         (text, Packet::Subscribe(channel, cid))
+    }
+
+    /// Subscribes, and wants positions.
+    pub(crate) fn follow(&mut self, channel: usize, since: Option<Position>) -> (String, Packet) {
+        self.wants.insert(channel);
+        let cid = self.call(Call::Follow(channel, self.next_cid));
+        let (name, at) = (channel_name(channel), position_text(since));
+        let text = format!(
+            r##"{{"event":"#subscribe","data":{{"channel":"{name}","since":{at}}},"cid":{cid}}}"##
+        );
+        (text, Packet::Follow(channel, cid, since))
+    }
+
+    /// Asks for what a channel keeps.
+    pub(crate) fn read(&mut self, question: Question) -> (String, Packet) {
+        let cid = self.call(Call::History(self.next_cid));
+        let (name, at) = (
+            channel_name(question.channel),
+            position_text(question.since),
+        );
+        let order = match question.newest_first {
+            true => "newest",
+            false => "oldest",
+        };
+        let limit = question.limit;
+        let text = format!(
+            r##"{{"event":"history","data":{{"channel":"{name}","since":{at},"limit":{limit},"order":"{order}"}},"cid":{cid}}}"##
+        );
+        (text, Packet::History(cid, question))
     }
 
     pub(crate) fn unsubscribe(&mut self, channel: usize) -> (String, Packet) {
@@ -196,22 +255,40 @@ impl Connection {
         let unknown = || Violation(format!("a client cannot understand {text}"));
         let raw: Raw = serde_json::from_str(text).map_err(|_| unknown())?;
         if let Some(cid) = raw.rid {
-            return self.answer(cid, raw.error);
-        }
-        if raw.event.as_deref() != Some("#publish") {
-            return Err(unknown());
+            return self.answer(cid, raw.error, raw.data.unwrap_or_default());
         }
         let data = raw.data.ok_or_else(unknown)?;
         let text_of = |member: &str| data.get(member).and_then(|value| value.as_str());
         let channel = text_of("channel").and_then(|name| channel_number(name.as_bytes()));
+        let channel = channel.ok_or_else(unknown)?;
+        match raw.event.as_deref() {
+            Some("#publish") => {}
+            Some("#position") => {
+                let reached = position(&data).ok_or_else(unknown)?;
+                let news = News::Hole(reached);
+                return Ok(Heard::News { channel, news });
+            }
+            Some(_) | None => return Err(unknown()),
+        }
         let id = text_of("data").and_then(|data| publication_id(data.as_bytes()));
-        Ok(Heard::Publication {
-            channel: channel.ok_or_else(unknown)?,
-            id: id.ok_or_else(unknown)?,
-        })
+        let id = id.ok_or_else(unknown)?;
+        Ok(
+            match data.get("offset").and_then(|offset| offset.as_u64()) {
+                Some(offset) => Heard::News {
+                    channel,
+                    news: News::Publication { offset, id },
+                },
+                None => Heard::Publication { channel, id },
+            },
+        )
     }
 
-    fn answer(&mut self, cid: u64, error: Option<RawError>) -> Result<Heard, Violation> {
+    fn answer(
+        &mut self,
+        cid: u64,
+        error: Option<RawError>,
+        data: serde_json::Value,
+    ) -> Result<Heard, Violation> {
         let Some(call) = self.calls.remove(&cid) else {
             return Err(Violation(format!("call {cid} was answered twice")));
         };
@@ -226,6 +303,7 @@ impl Connection {
         Ok(Heard::Answer {
             call,
             error: error.map(|error| error.name),
+            data,
         })
     }
 

@@ -21,6 +21,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use crate::{
     checker::{Checker, Violation},
     client::Client,
+    reads::Read,
     scenario::Scenario,
     transcript::Transcript,
 };
@@ -42,6 +43,8 @@ pub(crate) struct Cluster {
     /// By id, which only grows.
     pub(crate) links: BTreeMap<u64, Link>,
     pub(crate) next_link: u64,
+    /// On their way, in no order.
+    pub(crate) reads: Vec<Read>,
     pub(crate) next_connection: u64,
     pub(crate) clients: Vec<Client>,
     pub(crate) journal: Journal,
@@ -119,6 +122,7 @@ impl Cluster {
             brokers: BTreeMap::new(),
             links: BTreeMap::new(),
             next_link: 1,
+            reads: Vec::new(),
             next_connection: 1,
             clients: clients.collect(),
             journal: Journal::default(),
@@ -177,6 +181,7 @@ impl Cluster {
         for link in self.links.values_mut().filter(|it| it.worker == index) {
             link.close_worker_side();
         }
+        self.drop_reads_of(index);
         self.checker.unconfirmed(index, |_| true);
         let mut worker = Worker::new(&self.scenario);
         worker.control.push_back(self.view.clone());
@@ -216,7 +221,7 @@ impl Cluster {
             self.checker.unconfirmed(index, moved);
             worker.view = view.clone();
         }
-        let change = worker.sim.handle_view(view, self.now);
+        let change = worker.sim.handle_view(view);
         let started = change.started.iter().map(|node| node.slot);
         for slot in started.chain(change.stopped.iter().copied()) {
             if let Some(id) = worker.links.remove(&slot)
@@ -405,6 +410,8 @@ fn worker_options(scenario: &Scenario) -> WorkerOptions {
         },
         window_bytes: scenario.window_bytes,
         publish_timeout: scenario.publish_timeout,
+        has_history: scenario.history.is_some(),
+        history_bytes_max: scenario.history_bytes_max,
         broken: scenario.broken.worker,
     }
 }
@@ -412,6 +419,7 @@ fn worker_options(scenario: &Scenario) -> WorkerOptions {
 fn broker_options(scenario: &Scenario) -> BrokerOptions {
     BrokerOptions {
         tail_age: scenario.tail_age,
+        history: scenario.history,
         tail_bytes_max: scenario.tail_bytes_max,
         key_window: scenario.key_window,
         data_bytes_max: 1 << 20,

@@ -29,6 +29,12 @@ pub(crate) struct Scenario {
     pub(crate) tail_bytes_max: usize,
     pub(crate) tail_age: Duration,
     pub(crate) key_window: Duration,
+    /// Some subscribers want positions, and go on from them.
+    pub(crate) has_followers: bool,
+    /// Publications that every channel keeps as its history, which clients read.
+    pub(crate) history: Option<u64>,
+    /// Bytes of data of one read, but for one publication.
+    pub(crate) history_bytes_max: u64,
     /// Bytes of one publication's data.
     pub(crate) data_bytes: Range<usize>,
     /// Publications are missed because the tail is short or logs are lost; then
@@ -61,6 +67,8 @@ pub(crate) struct Weights {
     pub(crate) broker_sends: u32,
     pub(crate) worker_receives: u32,
     pub(crate) credit: u32,
+    /// A read gets to its broker, or its answer back.
+    pub(crate) read: u32,
     /// A worker calls a broker.
     pub(crate) connect: u32,
     /// A link breaks.
@@ -97,6 +105,7 @@ const NO_FAULTS: Weights = Weights {
     broker_sends: 25,
     worker_receives: 25,
     credit: 10,
+    read: 0,
     connect: 10,
     cut: 0,
     notice: 8,
@@ -126,6 +135,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         lost_logs(),
         timeouts(),
         short_tail(),
+        histories(),
         everything(),
     ]
 }
@@ -146,6 +156,9 @@ const CALM: Scenario = Scenario {
     tail_bytes_max: 1 << 20,
     tail_age: Duration::from_secs(600),
     key_window: Duration::from_secs(60),
+    has_followers: false,
+    history: None,
+    history_bytes_max: 300,
     data_bytes: 10..60,
     may_have_holes: false,
     may_refuse: false,
@@ -167,8 +180,10 @@ pub(crate) fn calm() -> Scenario {
 pub(crate) fn links() -> Scenario {
     Scenario {
         name: "links",
+        has_followers: true,
         hears_own: false,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 4,
             ..NO_FAULTS
@@ -221,9 +236,11 @@ pub(crate) fn tight() -> Scenario {
 pub(crate) fn moves() -> Scenario {
     Scenario {
         name: "moves",
+        has_followers: true,
         hears_own: false,
         brokers: 3,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 1,
             change_view: 4,
@@ -237,8 +254,10 @@ pub(crate) fn moves() -> Scenario {
 pub(crate) fn restarts() -> Scenario {
     Scenario {
         name: "restarts",
+        has_followers: true,
         hears_own: false,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 1,
             kill: 3,
@@ -258,6 +277,7 @@ pub(crate) fn full_disks() -> Scenario {
         // after the next start, although nothing was published on it.
         may_have_holes: true,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 1,
             kill: 1,
@@ -303,6 +323,7 @@ pub(crate) fn restarts_and_moves() -> Scenario {
         name: "restarts-and-moves",
         brokers: 3,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 1,
             kill: 2,
@@ -324,6 +345,7 @@ pub(crate) fn late_views() -> Scenario {
         channels: 2,
         steps: 900,
         weights: Weights {
+            read: 20,
             change_view: 4,
             hear_view: 12,
             connect: 40,
@@ -364,16 +386,33 @@ pub(crate) fn timeouts() -> Scenario {
     }
 }
 
+/// Tails end at once, and what has left them is read while brokers die and
+/// shards move.
+pub(crate) fn histories() -> Scenario {
+    Scenario {
+        name: "histories",
+        history: Some(8),
+        // Long enough for brokers to let go of what is old.
+        step_ms: 20,
+        tail_age: Duration::from_millis(100),
+        // Links that fall behind miss something.
+        may_have_holes: true,
+        ..restarts_and_moves()
+    }
+}
+
 /// So little is retained that links which fall behind miss something.
 pub(crate) fn short_tail() -> Scenario {
     Scenario {
         name: "short-tail",
+        has_followers: true,
         hears_own: false,
         tail_bytes_max: 500,
         credit_bytes: 120,
         path_batches: 1,
         may_have_holes: true,
         weights: Weights {
+            read: 20,
             leave: 1,
             cut: 2,
             credit: 3,
@@ -387,6 +426,8 @@ pub(crate) fn short_tail() -> Scenario {
 pub(crate) fn everything() -> Scenario {
     Scenario {
         name: "everything",
+        history: Some(20),
+        has_followers: true,
         hears_own: false,
         workers: 3,
         brokers: 3,
@@ -400,6 +441,7 @@ pub(crate) fn everything() -> Scenario {
         publish_timeout: Duration::from_millis(1500),
         data_bytes: 10..200,
         weights: Weights {
+            read: 20,
             leave: 2,
             cut: 3,
             change_view: 2,

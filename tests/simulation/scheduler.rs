@@ -8,11 +8,18 @@ use rand::RngExt as _;
 use crate::{
     checker::Violation,
     cluster::{Cluster, WorkerSide},
+    positions::Question,
     scenario::Weights,
 };
 
 /// Tries to find something that can happen.
 const TRIES: usize = 20;
+/// Of those who subscribe, how many want positions; of those, how many go on from
+/// one that they have.
+const FOLLOWING: f64 = 0.5;
+const RESUMING: f64 = 0.8;
+/// How often a client that says something reads a history, too.
+const READING: f64 = 0.2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -24,6 +31,7 @@ enum Kind {
     BrokerSends,
     WorkerReceives,
     Credit,
+    Read,
     Connect,
     Cut,
     Notice,
@@ -36,7 +44,7 @@ enum Kind {
     LosePower,
 }
 
-fn choices(weights: &Weights) -> [(Kind, u32); 18] {
+fn choices(weights: &Weights) -> [(Kind, u32); 19] {
     [
         (Kind::Client, weights.client),
         (Kind::Uplink, weights.uplink),
@@ -46,6 +54,7 @@ fn choices(weights: &Weights) -> [(Kind, u32); 18] {
         (Kind::BrokerSends, weights.broker_sends),
         (Kind::WorkerReceives, weights.worker_receives),
         (Kind::Credit, weights.credit),
+        (Kind::Read, weights.read),
         (Kind::Connect, weights.connect),
         (Kind::Cut, weights.cut),
         (Kind::Notice, weights.notice),
@@ -97,6 +106,7 @@ impl Cluster {
             Kind::BrokerSends => self.any_link(Self::broker_sends),
             Kind::WorkerReceives => self.any_link(Self::worker_receives),
             Kind::Credit => self.any_link(|it, id| Ok(it.credit(id))),
+            Kind::Read => self.read_goes_on(),
             Kind::Connect => self.connect_somewhere(),
             Kind::Cut => self.any_link(|it, id| Ok(it.cut_if_whole(id))),
             Kind::Notice => self.any_link(|it, id| Ok(it.one_end_notices(id))),
@@ -169,10 +179,26 @@ impl Cluster {
         };
         let mut packets = Vec::new();
         if toggles {
-            packets.push(match connection.wants.contains(&channel) {
-                true => connection.unsubscribe(channel),
-                false => connection.subscribe(channel),
+            let wants = connection.wants.contains(&channel);
+            let follows = !wants && self.scenario.has_followers && self.rng.random_bool(FOLLOWING);
+            packets.push(match (wants, follows) {
+                (true, _) => connection.unsubscribe(channel),
+                (false, true) => {
+                    let known = self.checker.positions.known(client, channel);
+                    let since = known.filter(|_| self.rng.random_bool(RESUMING));
+                    connection.follow(channel, since)
+                }
+                (false, false) => connection.subscribe(channel),
             });
+        }
+        if self.scenario.history.is_some() && self.rng.random_bool(READING) {
+            let known = self.checker.positions.known(client, channel);
+            packets.push(connection.read(Question {
+                channel,
+                since: known.filter(|_| self.rng.random_bool(0.5)),
+                limit: self.rng.random_range(1..=12),
+                newest_first: self.rng.random_bool(0.5),
+            }));
         }
         let publications = match self.rng.random_range(0..10) {
             0..7 if toggles => 0,

@@ -87,6 +87,13 @@ impl Cluster {
             moved |= self.worker_hears_up(id);
         }
         self.links.retain(|_, link| !link.is_over());
+        for _ in 0..MESSAGES {
+            let moves = self.read_goes_on()?;
+            moved |= moves;
+            if !moves {
+                break;
+            }
+        }
         for client in 0..self.clients.len() {
             for _ in 0..MESSAGES {
                 let moves = self.uplink(client)?;
@@ -141,7 +148,8 @@ impl Cluster {
             .all(|link| link.worker_side == WorkerSide::Up && !link.is_cut);
         let workers_empty = self.workers.iter().all(|worker| {
             let fill = worker.sim.fill();
-            worker.sim.is_whole() && fill.kept_bytes == 0 && fill.frames == 0 && fill.paused == 0
+            let is_empty = fill.kept_bytes == 0 && fill.frames == 0 && fill.reads == 0;
+            worker.sim.is_whole() && is_empty && fill.paused == 0
         });
         let clients_quiet = self.clients.iter().all(|client| {
             let connection = client.connection.as_ref();

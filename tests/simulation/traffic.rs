@@ -8,6 +8,7 @@ use crate::{
     checker::Violation,
     client::{Call, Connection, Heard, Packet, channel_number, publication_id},
     cluster::{Cluster, WorkerSide, live},
+    positions::News,
 };
 
 /// Of the credit, what a worker gives back in one go.
@@ -51,6 +52,13 @@ impl Cluster {
                 Packet::Subscribe(channel, cid) => {
                     checker.subscribes(index, connection.serial, channel, cid);
                 }
+                Packet::Follow(channel, cid, since) => {
+                    let who = (client, connection.serial);
+                    checker.follows(who, (channel, cid), since, *now);
+                }
+                Packet::History(cid, question) => {
+                    checker.asks(connection.serial, cid, question, *now);
+                }
                 Packet::Unsubscribe(channel) => checker.unsubscribes(connection.serial, channel),
                 Packet::Handshake | Packet::Pong => {}
             }
@@ -65,7 +73,9 @@ impl Cluster {
     pub(crate) fn end_worker_turn(&mut self, index: usize) -> Result<(), Violation> {
         let worker = &mut self.workers[index].sim;
         worker.resume(self.now);
-        for said in worker.take_heard() {
+        let heard = worker.take_heard();
+        self.send_reads(index);
+        for said in heard {
             self.client_hears(index, &said)?;
         }
         self.note_finished(index);
@@ -112,11 +122,36 @@ impl Cluster {
         for text in &said.texts {
             match connection.hear(text)? {
                 Heard::Ping => connection.pong(),
-                Heard::Answer { call, error } => {
+                Heard::Answer { call, error, data } => {
                     transcript.line(*now, || {
-                        format!("connection {serial} hears {call:?} answered: {error:?}")
+                        format!("connection {serial} hears {call:?} answered: {error:?} {data}")
                     });
-                    checker.answered(serial, call, error.as_deref(), *now)?;
+                    let error = error.as_deref();
+                    match call {
+                        Call::History(cid) => {
+                            let answer = error.map_or(Ok(&data), Err);
+                            checker.read_answered(serial, cid, answer, *now)?;
+                            transcript.count("history read");
+                        }
+                        Call::Follow(channel, cid) if error.is_none() => {
+                            checker.follow_answered(serial, (channel, cid), &data, *now)?;
+                            transcript.count("follower began");
+                        }
+                        Call::Follow(..)
+                        | Call::Handshake
+                        | Call::Subscribe(..)
+                        | Call::Unsubscribe(_)
+                        | Call::Publish(_) => checker.answered(serial, call, error, *now)?,
+                    }
+                }
+                Heard::News { channel, news } => {
+                    transcript.line(*now, || {
+                        format!("connection {serial} hears {news:?} of c{channel}")
+                    });
+                    if let News::Hole(_) = news {
+                        transcript.count("hole told");
+                    }
+                    checker.follower_heard(serial, channel, news, *now)?;
                 }
                 Heard::Publication { channel, id } => {
                     transcript.line(*now, || {
@@ -321,7 +356,7 @@ impl Cluster {
         }
         link.worker_side = WorkerSide::Up;
         let worker = &mut self.workers[link.worker].sim;
-        let is_wanted = worker.handle_link_up(link.slot, link.incarnation, self.now);
+        let is_wanted = worker.handle_link_up(link.slot, link.incarnation);
         self.transcript.line(self.now, || {
             format!("worker {} has link {id}, wanted: {is_wanted}", link.worker)
         });

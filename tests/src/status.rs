@@ -56,6 +56,10 @@ pub struct Stats {
     pub slow_clients_closed: u64,
     /// Publications given up for slow clients.
     pub dropped: u64,
+    /// Times that publications were missing for a worker's subscribers.
+    pub holes: u64,
+    /// Times that a subscriber was told that something is missing.
+    pub holes_told: u64,
 }
 
 impl Status {

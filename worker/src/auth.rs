@@ -1,7 +1,7 @@
 //! Tokens: JSON Web Tokens as the reference verifies and signs them
 //! (socketcluster.md section 8).
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode, errors::ErrorKind,
@@ -45,11 +45,14 @@ impl std::fmt::Debug for Auth {
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// The file is missing, unreadable or empty.
-    #[error("invalid configuration")]
+    #[error(transparent)]
     Key(#[from] AuthKeyError),
     /// The file holds something else.
-    #[error("auth.public_key_file: no RSA or EC public key in PEM form")]
-    NotPublicKey,
+    #[error("auth.public_key_file: {} holds no RSA or EC public key in PEM form", path.display())]
+    NotPublicKey {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// Why a token could not be issued.
@@ -63,6 +66,14 @@ pub(crate) enum SignError {
     Failed,
 }
 
+/// Whether a worker could use the configured key.
+///
+/// # Errors
+/// When no file or both are named, or the file is no key.
+pub fn check_key(config: &AuthConfig) -> Result<(), AuthError> {
+    Auth::load(config).map(|_| ())
+}
+
 impl Auth {
     /// Reads the configured key file.
     pub(crate) fn load(config: &AuthConfig) -> Result<Self, AuthError> {
@@ -70,7 +81,8 @@ impl Auth {
             AuthKey::Secret(secret) => return Ok(Self::with_secret(&secret, config.token_expiry)),
             AuthKey::Public(pem) => pem,
         };
-        let (verify, algorithms) = public_key(&pem).ok_or(AuthError::NotPublicKey)?;
+        let path = config.public_key_file.clone().unwrap_or_default();
+        let (verify, algorithms) = public_key(&pem).ok_or(AuthError::NotPublicKey { path })?;
         let validation = validation(&algorithms);
         Ok(Self {
             verify,

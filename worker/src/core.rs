@@ -396,13 +396,13 @@ impl Core {
     }
 
     /// A link stands.
-    pub(crate) fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Now) -> bool {
+    pub(crate) fn handle_link_up(&mut self, broker: u32, incarnation: u64) -> bool {
         let wanted = self.unconfirm_owned_by(broker);
         let stands = self.router.link_up(broker, incarnation);
         for channel in wanted {
             self.request(&channel);
         }
-        self.router.send_all(now.millis);
+        self.router.send_all();
         stands
     }
 
@@ -414,7 +414,7 @@ impl Core {
     }
 
     /// The cluster's view changed.
-    pub(crate) fn handle_view(&mut self, view: View, now: Now) -> ViewChange {
+    pub(crate) fn handle_view(&mut self, view: View) -> ViewChange {
         let change = self.router.set_view(view);
         let replaced = change.started.iter().map(|node| node.slot);
         for broker in replaced.chain(change.stopped.iter().copied()) {
@@ -424,7 +424,7 @@ impl Core {
         for channel in self.channels.unconfirm(moved) {
             self.request(&channel);
         }
-        self.router.send_all(now.millis);
+        self.router.send_all();
         change
     }
 
@@ -503,7 +503,7 @@ impl Core {
             }),
             accepted: now.millis,
         };
-        self.router.publish(publication, now.millis);
+        self.router.publish(publication);
         if self.router.has_room(shard) {
             Ingress::Continue
         } else {
@@ -513,12 +513,12 @@ impl Core {
 
     /// Routes an operator's publication; [`Self::take_operator_answers`] says
     /// what became of it. False, and nothing is done, without room for it.
-    pub(crate) fn publish_for_operator(&mut self, publication: Publication, now: Now) -> bool {
+    pub(crate) fn publish_for_operator(&mut self, publication: Publication) -> bool {
         if !self.router.has_room(shard_of(&*publication.channel)) {
             return false;
         }
         self.stats.publications += 1;
-        self.router.publish(publication, now.millis);
+        self.router.publish(publication);
         true
     }
 

@@ -31,7 +31,7 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use muster_daemon::{Config, NodeArgs, cadence, clock, descriptors, runtime_dir};
+use muster_daemon::{Config, NodeArgs, cadence, clock, descriptors, exit, runtime_dir};
 use muster_wire::{
     answer::PUBLICATION_OVERHEAD_BYTES_MAX,
     session::{Rate, Rules},
@@ -40,7 +40,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use socket2::SockRef;
 use tokio::sync::mpsc;
 
-pub use self::auth::AuthError;
+pub use self::auth::{AuthError, check_key};
 use self::{
     auth::Auth,
     core::{Core, Names, Now},
@@ -73,10 +73,10 @@ const ENVELOPE_BYTES_MAX: usize = 128 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The keys cannot be used.
-    #[error(transparent)]
+    #[error("invalid configuration")]
     Auth(#[from] AuthError),
     /// Too few descriptors.
-    #[error(transparent)]
+    #[error("invalid configuration")]
     Descriptors(#[from] descriptors::DescriptorsError),
     /// The shared file of the accept gate.
     #[error("cannot open the accept gate {path}")]
@@ -100,6 +100,19 @@ pub enum WorkerError {
     /// The control task ended, which it never should.
     #[error("lost the control stream's task")]
     ControlEnded,
+}
+
+impl WorkerError {
+    /// What the process exits with.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Auth(_) | Self::Descriptors(_) => exit::CONFIG,
+            Self::Gate { .. } | Self::Listen { .. } | Self::Run(_) | Self::ControlEnded => {
+                exit::FAILURE
+            }
+        }
+    }
 }
 
 /// Runs a worker until it is told to end.

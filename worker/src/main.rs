@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::from(exit::SUCCESS),
         Err(error) => {
             exit::report(&error);
-            ExitCode::from(exit::FAILURE)
+            ExitCode::from(error.exit_code())
         }
     }
 }

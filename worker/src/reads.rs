@@ -115,6 +115,11 @@ impl Reads {
         Ok(())
     }
 
+    /// Reads that are not answered.
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
     /// Offers every read that is to be sent; `send` says which broker has it, if
     /// it could be sent.
     pub(crate) fn send(&mut self, mut send: impl FnMut(u64, &Question) -> Option<u32>) {

@@ -126,12 +126,21 @@ struct Link {
     in_flight: VecDeque<InFlight>,
     /// Only a little is put on the wire ahead: what a broker does not take stays
     /// in its shard's queue, where it can time out.
-    out: VecDeque<WorkerFrame>,
+    out: VecDeque<Queued>,
     out_bytes: usize,
     /// Publications wait for `out` to become shorter.
     is_starved: bool,
     /// Bytes of all publications kept for this broker, sent or not.
     kept_bytes: usize,
+}
+
+/// A frame that waits until its link has room.
+#[derive(Debug)]
+struct Queued {
+    frame: WorkerFrame,
+    /// If it is a publication: when that was accepted. How old it is counts when
+    /// it leaves (delivery.md A2).
+    accepted: Option<Millis>,
 }
 
 /// A publication on the wire, by number.
@@ -275,12 +284,12 @@ impl Router {
     /// Keeps a publication until its owner has acked it. There is always a
     /// place for it; afterwards [`Self::has_room`] says whether its publisher
     /// may go on.
-    pub(crate) fn publish(&mut self, publication: Publication, now: Millis) {
+    pub(crate) fn publish(&mut self, publication: Publication) {
         let shard = shard_of(&*publication.channel);
         let bytes = publication.bytes();
         *self.kept_bytes(shard) += bytes;
         self.shards[shard.index()].push(publication);
-        self.send(shard, now);
+        self.send(shard);
     }
 
     /// Whether more may be asked of the shard's owner now (delivery.md A6).
@@ -373,14 +382,14 @@ impl Router {
             {
                 self.settle(shard, publication, Err(CallError::outcome_unknown()));
             }
-            self.send(shard, now);
+            self.send(shard);
         }
     }
 
     /// After a new view: whatever can go out goes out.
-    pub(crate) fn send_all(&mut self, now: Millis) {
+    pub(crate) fn send_all(&mut self) {
         for shard in ShardId::all() {
-            self.send(shard, now);
+            self.send(shard);
         }
     }
 
@@ -398,31 +407,31 @@ impl Router {
     }
 
     /// The next batch for a broker; `None` when nothing is queued.
-    pub(crate) fn next_batch(&mut self, broker: u32) -> Option<WorkerBatch> {
+    pub(crate) fn next_batch(&mut self, broker: u32, now: Millis) -> Option<WorkerBatch> {
         let link = self.links.get_mut(&broker)?;
         let mut frames = Vec::with_capacity(link.out.len().min(256));
         let mut bytes = 0;
-        while let Some(frame) = link.out.front() {
-            let next = bytes + frame_bytes(frame);
+        while let Some(queued) = link.out.front() {
+            let next = bytes + frame_bytes(&queued.frame);
             if next > BATCH_BYTES_MAX && !frames.is_empty() {
                 break;
             }
             bytes = next;
-            frames.extend(link.out.pop_front());
+            frames.extend(link.out.pop_front().map(|queued| queued.leave(now)));
         }
         link.out_bytes -= bytes;
         (!frames.is_empty()).then_some(WorkerBatch { frames })
     }
 
     /// Queues for a broker what waited until it had taken what was queued.
-    pub(crate) fn refill(&mut self, broker: u32, now: Millis) {
+    pub(crate) fn refill(&mut self, broker: u32) {
         let Some(link) = self.links.get_mut(&broker) else {
             return;
         };
         if link.is_starved && link.out_bytes < BATCH_BYTES_MAX {
             link.is_starved = false;
             for shard in self.shards_of(broker) {
-                self.send(shard, now);
+                self.send(shard);
             }
         }
     }
@@ -442,12 +451,12 @@ impl Router {
             && link.is_up
         {
             let channel = Bytes::copy_from_slice(channel.as_bytes());
-            link.push(frame(channel));
+            link.push(frame(channel), None);
         }
     }
 
     /// Sends what a shard has to send, if its owner can be reached.
-    fn send(&mut self, shard: ShardId, now: Millis) {
+    fn send(&mut self, shard: ShardId) {
         let queue = &mut self.shards[shard.index()];
         if !queue.is_sendable() {
             return;
@@ -476,12 +485,11 @@ impl Router {
                 producer: Bytes::copy_from_slice(publication.producer.as_str().as_bytes()),
                 n: publication.n,
                 shard_epoch,
-                age_ms: u32::try_from(now.since(publication.accepted).as_millis())
-                    .unwrap_or(u32::MAX),
+                age_ms: 0,
                 attempt,
             };
             link.in_flight.push_back(InFlight { shard, id, attempt });
-            link.push(Frame::Publish(publish));
+            link.push(Frame::Publish(publish), Some(publication.accepted));
         }
     }
 
@@ -549,10 +557,23 @@ impl Link {
         }
     }
 
-    fn push(&mut self, frame: Frame) {
+    fn push(&mut self, frame: Frame, accepted: Option<Millis>) {
         let frame = WorkerFrame { frame: Some(frame) };
         self.out_bytes += frame_bytes(&frame);
-        self.out.push_back(frame);
+        self.out.push_back(Queued { frame, accepted });
+    }
+}
+
+impl Queued {
+    /// The frame as it is sent now.
+    fn leave(mut self, now: Millis) -> WorkerFrame {
+        if let (Some(Frame::Publish(publish)), Some(accepted)) =
+            (&mut self.frame.frame, self.accepted)
+        {
+            let age = now.since(accepted).as_millis();
+            publish.age_ms = u32::try_from(age).unwrap_or(u32::MAX);
+        }
+        self.frame
     }
 }
 

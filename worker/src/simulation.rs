@@ -5,25 +5,28 @@
 //! `Core`, in the same order: a client that is paused is not read, and is read
 //! again once the reason has gone.
 
-use std::{collections::BTreeMap, time::Duration};
+mod clients;
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use muster_daemon::config::{History, Namespace};
 use muster_proto::{
     BrokerNode, View,
-    link::{BrokerBatch, WorkerBatch, WorkerFrame, worker_frame::Frame},
+    link::{BrokerBatch, ReadRequest, ReadResponse, WorkerBatch, WorkerFrame, worker_frame::Frame},
 };
 use muster_wire::{
     Millis,
     session::{Rules, Session, SessionId},
 };
 
+use self::clients::SimClients;
 use crate::{
     auth::Auth,
     connection::ConnectionKey,
-    core::{Clients, Core, Ingress, Names, Now, Pause},
-    outbox::Delivery,
+    core::{Clients as _, Core, Ingress, Names, Now},
+    namespaces::Namespaces,
     router::{LinkBroken, Router},
-    stats::Stats,
 };
 
 /// What a simulated worker is configured with.
@@ -35,6 +38,10 @@ pub struct WorkerOptions {
     pub window_bytes: usize,
     /// How long a publication may wait for its owner.
     pub publish_timeout: Duration,
+    /// Every channel has a history that clients may read.
+    pub has_history: bool,
+    /// Bytes of data that one read brings, but for one publication.
+    pub history_bytes_max: u64,
     /// Rules that are broken on purpose.
     pub broken: BrokenRules,
 }
@@ -44,6 +51,10 @@ pub struct WorkerOptions {
 pub struct BrokenRules {
     /// B1: every channel is asked for as if nothing of it were known yet.
     pub positions: bool,
+    /// B7: followers are not told that something is missing.
+    pub holes: bool,
+    /// B7: what a follower missed counts as kept, whatever the owner says.
+    pub missed: bool,
     /// A4: a batch leaves before the subscriptions in it, which come with the
     /// next one; only where there is one broker and no fault.
     pub order: bool,
@@ -53,6 +64,8 @@ impl BrokenRules {
     /// Every rule is kept.
     pub const NONE: Self = Self {
         positions: false,
+        holes: false,
+        missed: false,
         order: false,
     };
 }
@@ -99,6 +112,19 @@ pub struct WorkerFill {
     pub frames: usize,
     /// Clients that are not read.
     pub paused: usize,
+    /// Reads that are not answered.
+    pub reads: usize,
+}
+
+/// A read for a channel's owner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SimRead {
+    /// Tells the worker's reads apart.
+    pub id: u64,
+    /// The owner's slot.
+    pub broker: u32,
+    /// What is asked.
+    pub request: ReadRequest,
 }
 
 /// A worker that is fed by hand.
@@ -110,31 +136,30 @@ pub struct SimWorker {
     late_subscribes: Vec<WorkerFrame>,
 }
 
-#[derive(Debug, Default)]
-struct SimClients {
-    by_index: BTreeMap<u32, SimClient>,
-    next_serial: u32,
-    heard: Vec<Heard>,
-}
-
-#[derive(Debug)]
-struct SimClient {
-    serial: u32,
-    session: Session,
-    paused: Option<(Pause, Millis)>,
-    /// A message and how much of it is done.
-    unfinished: Option<(String, usize)>,
-}
-
 impl SimWorker {
     /// A worker that knows no broker yet.
     #[must_use]
     pub fn new(options: WorkerOptions) -> Self {
         let auth = Auth::with_secret(b"simulation", Duration::from_secs(86_400));
         let router = Router::new(options.window_bytes, options.publish_timeout);
+        let history = History {
+            count: Some(1),
+            bytes: None,
+            age: None,
+        };
+        // How much it keeps is the brokers' business.
+        let namespace = Namespace {
+            history: options.has_history.then_some(history),
+            ..Namespace::default()
+        };
+        let names = Names {
+            namespaces: Namespaces::new(vec![namespace]),
+            history_bytes_max: options.history_bytes_max,
+            ..Names::default()
+        };
         Self {
-            core: Core::new(options.rules, auth, Names::default(), router),
-            clients: SimClients::default(),
+            core: Core::new(options.rules, auth, names, router),
+            clients: SimClients::new(options.broken.holes),
             broken: options.broken,
             late_subscribes: Vec::new(),
         }
@@ -206,8 +231,8 @@ impl SimWorker {
     }
 
     /// The orchestrator sent a view.
-    pub fn handle_view(&mut self, view: View, now: Millis) -> LinksChanged {
-        let change = self.core.handle_view(view, present(now));
+    pub fn handle_view(&mut self, view: View) -> LinksChanged {
+        let change = self.core.handle_view(view);
         LinksChanged {
             started: change.started,
             stopped: change.stopped,
@@ -215,8 +240,8 @@ impl SimWorker {
     }
 
     /// A link stands; false if the view has moved on meanwhile.
-    pub fn handle_link_up(&mut self, broker: u32, incarnation: u64, now: Millis) -> bool {
-        self.core.handle_link_up(broker, incarnation, present(now))
+    pub fn handle_link_up(&mut self, broker: u32, incarnation: u64) -> bool {
+        self.core.handle_link_up(broker, incarnation)
     }
 
     /// A link that stood broke.
@@ -233,12 +258,12 @@ impl SimWorker {
     /// The next batch for a broker whose link has room for one.
     pub fn next_batch(&mut self, broker: u32, now: Millis) -> Option<WorkerBatch> {
         let late = std::mem::take(&mut self.late_subscribes);
-        let next = self.core.router.next_batch(broker);
+        let next = self.core.router.next_batch(broker, now);
         if next.is_none() && late.is_empty() {
             return None;
         }
         let mut batch = next.unwrap_or_default();
-        self.core.router.refill(broker, now);
+        self.core.router.refill(broker);
         sort_subscribes(&mut batch.frames);
         if self.broken.order {
             let is_late =
@@ -270,6 +295,38 @@ impl SimWorker {
         Ok(self
             .core
             .handle_batch(broker, batch, clients, present(now))?)
+    }
+
+    /// The reads to be brought to their owners, of those that `can_reach` says
+    /// can be.
+    #[must_use]
+    pub fn take_reads(&mut self, can_reach: impl Fn(u32) -> bool) -> Vec<SimRead> {
+        let view = self.core.router.view();
+        let mut taken = Vec::new();
+        self.core.reads.send(|id, question| {
+            let broker = view.owner(question.shard())?.slot;
+            let request = question.request();
+            can_reach(broker).then(|| {
+                taken.push(SimRead {
+                    id,
+                    broker,
+                    request,
+                });
+                broker
+            })
+        });
+        taken
+    }
+
+    /// A broker's answer to a read; `None` if it has none.
+    pub fn handle_read(&mut self, id: u64, mut response: Option<ReadResponse>, now: Millis) {
+        if self.broken.missed
+            && let Some(response) = &mut response
+        {
+            response.complete = true;
+        }
+        self.core
+            .handle_read(id, response, &mut self.clients, present(now));
     }
 
     /// To be called about every 100 ms.
@@ -316,6 +373,7 @@ impl SimWorker {
             window_bytes: fill.window_bytes,
             frames: fill.frames,
             paused: clients.filter(|client| client.paused.is_some()).count(),
+            reads: self.core.reads.len(),
         }
     }
 
@@ -393,66 +451,6 @@ impl SimWorker {
     }
 }
 
-impl SimClients {
-    /// Takes the lowest free place, as the engine's table may.
-    fn insert(&mut self, session: Session) -> ClientKey {
-        self.next_serial += 1;
-        let serial = self.next_serial;
-        let index = (0..)
-            .find(|index| !self.by_index.contains_key(index))
-            .expect("there are fewer clients than numbers");
-        let client = SimClient {
-            serial,
-            session,
-            paused: None,
-            unfinished: None,
-        };
-        self.by_index.insert(index, client);
-        ClientKey(ConnectionKey { index, serial })
-    }
-
-    fn get(&mut self, key: ConnectionKey) -> Option<&mut SimClient> {
-        self.by_index
-            .get_mut(&key.index)
-            .filter(|client| client.serial == key.serial)
-    }
-
-    fn remove(&mut self, key: ConnectionKey) -> Option<SimClient> {
-        self.get(key)?;
-        self.by_index.remove(&key.index)
-    }
-
-    fn hear(&mut self, key: ConnectionKey, texts: Vec<String>, closed: Option<u16>) {
-        self.heard.push(Heard {
-            key: ClientKey(key),
-            texts,
-            closed,
-        });
-    }
-}
-
-impl Clients for SimClients {
-    fn session(&mut self, key: ConnectionKey) -> Option<&mut Session> {
-        Some(&mut self.get(key)?.session)
-    }
-
-    fn send(&mut self, key: ConnectionKey, frames: &mut Vec<Bytes>) {
-        let texts: Vec<String> = frames.drain(..).map(|frame| text_of(&frame)).collect();
-        if !texts.is_empty() && self.get(key).is_some() {
-            self.hear(key, texts, None);
-        }
-    }
-
-    fn fan_out(&mut self, keys: &[ConnectionKey], delivery: Delivery<'_>, stats: &mut Stats) {
-        for key in keys {
-            if self.get(*key).is_some() {
-                stats.deliveries += 1;
-                self.hear(*key, vec![text_of(delivery.frame)], None);
-            }
-        }
-    }
-}
-
 fn present(now: Millis) -> Now {
     Now {
         millis: now,
@@ -470,14 +468,4 @@ fn sort_subscribes(frames: &mut [WorkerFrame]) {
     for run in frames.chunk_by_mut(|a, b| name(a).is_some() && name(b).is_some()) {
         run.sort_by_key(name);
     }
-}
-
-/// The text of an unmasked, whole text frame.
-fn text_of(frame: &Bytes) -> String {
-    let skip = match frame.get(1) {
-        Some(126) => 4,
-        Some(127) => 10,
-        Some(_) | None => 2,
-    };
-    String::from_utf8_lossy(frame.get(skip..).unwrap_or_default()).into_owned()
 }

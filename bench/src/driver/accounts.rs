@@ -34,6 +34,7 @@ pub(super) struct Accounts {
     delivered_in_window: u64,
     latency: Histogram<u64>,
     series: Series,
+    acks: Histogram<u64>,
     lag: Histogram<u64>,
     /// By channel, when something arrived last.
     last_delivery: Vec<Option<Micros>>,
@@ -52,6 +53,7 @@ impl Accounts {
             delivered_in_window: 0,
             latency: histogram(),
             series: Series::default(),
+            acks: histogram(),
             lag: histogram(),
             last_delivery: vec![None; channels as usize],
             longest_silence: 0,
@@ -90,6 +92,7 @@ impl Accounts {
     /// A publication was answered.
     pub(super) fn answered(&mut self, intended: Option<Micros>, at: Micros, window: Window) {
         if let Some(intended) = intended.filter(|intended| window.contains(*intended)) {
+            self.acks.saturating_record(at.saturating_sub(intended));
             self.delays.record(intended, at);
         }
     }
@@ -109,6 +112,7 @@ impl Accounts {
             last_reconnect: self.last_reconnect,
             latency: pairs(&self.latency),
             series: self.series.clone(),
+            acks: pairs(&self.acks),
             lag: pairs(&self.lag),
             longest_silence: self.longest_silence,
             delays: self.delays.clone(),

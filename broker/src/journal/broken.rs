@@ -23,6 +23,8 @@ pub struct BrokenRules {
     pub carried_keys: bool,
     /// B3: a new segment does not carry the channels of earlier ones.
     pub carried_channels: bool,
+    /// B3: a new segment does not carry the histories of earlier ones.
+    pub carried_histories: bool,
     /// B2: a segment goes although something of it is retained.
     pub retention: bool,
     /// C2: offsets of publications that were refused are used up.
@@ -44,6 +46,7 @@ impl BrokenRules {
         power: false,
         carried_keys: false,
         carried_channels: false,
+        carried_histories: false,
         retention: false,
         offsets: false,
         refused: false,

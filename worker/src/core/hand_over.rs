@@ -104,7 +104,6 @@ impl Core {
         connection: ConnectionKey,
         producer: SessionId,
         publications: Vec<Unacked>,
-        now: Now,
     ) {
         for unacked in publications {
             let publication = Publication {
@@ -117,7 +116,7 @@ impl Core {
                     .map(|cid| Waiter::Client(Call { connection, cid })),
                 accepted: unacked.accepted,
             };
-            self.router.publish(publication, now.millis);
+            self.router.publish(publication);
         }
     }
 }

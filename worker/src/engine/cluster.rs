@@ -51,7 +51,7 @@ impl Engine {
     pub(crate) fn handle_view(&mut self, view: View) -> u64 {
         self.has_news = true;
         let epoch = view.epoch();
-        let change = self.core.handle_view(view, self.now);
+        let change = self.core.handle_view(view);
         for broker in change.stopped {
             self.links.by_broker.remove(&broker);
         }
@@ -78,7 +78,7 @@ impl Engine {
             } => {
                 if let Some(current) = self.links.current(broker, incarnation) {
                     current.sender = Some(link);
-                    if self.core.handle_link_up(broker, incarnation, self.now) {
+                    if self.core.handle_link_up(broker, incarnation) {
                         info!(broker, incarnation, "A link stands.");
                     }
                 }
@@ -143,11 +143,11 @@ impl Engine {
             };
             // Without a permit everything stays with the router.
             while let Some(permit) = sender.reserve() {
-                match self.core.router.next_batch(broker) {
+                match self.core.router.next_batch(broker, self.now.millis) {
                     Some(batch) => permit.send(batch),
                     None => break,
                 }
-                self.core.router.refill(broker, self.now.millis);
+                self.core.router.refill(broker);
             }
         }
     }

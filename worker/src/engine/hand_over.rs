@@ -393,7 +393,7 @@ impl Engine {
             .peek(key)
             .and_then(|one| one.phase.session());
         if let Some(producer) = session.map(|session| *session.id()) {
-            self.core.publish_again(key, producer, unacked, self.now);
+            self.core.publish_again(key, producer, unacked);
             self.thaw(key);
         }
     }

@@ -97,7 +97,7 @@ impl Engine {
             waiter: Some(Waiter::Operator(query)),
             accepted: self.now.millis,
         };
-        if !self.core.publish_for_operator(publication, self.now) {
+        if !self.core.publish_for_operator(publication) {
             let message = "the channel's owner is behind with what it got before: try again";
             return Err(refusal(Outcome::Refused, message));
         }
@@ -325,7 +325,7 @@ mod tests {
                 waiter: Some(Waiter::Operator(n)),
                 accepted: now.millis,
             };
-            core.publish_for_operator(publication, now)
+            core.publish_for_operator(publication)
         };
         assert!(publish(1), "there is always room for one");
         assert!(!publish(2));

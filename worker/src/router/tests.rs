@@ -124,17 +124,17 @@ impl Cluster {
             accepted: self.now,
         };
         self.published.insert((producer, *n), self.now);
-        self.router.publish(publication, self.now);
+        self.router.publish(publication);
     }
 
     fn carry_to_brokers(&mut self) {
         for (slot, broker) in &mut self.brokers {
             while broker.link_stands && self.rng.random_bool(0.7) {
-                match self.router.next_batch(*slot) {
+                match self.router.next_batch(*slot, self.now) {
                     Some(batch) => broker.inbox.extend(batch.frames),
                     None => break,
                 }
-                self.router.refill(*slot, self.now);
+                self.router.refill(*slot);
             }
         }
     }
@@ -227,7 +227,7 @@ impl Cluster {
         if let (Some(incarnation), false) = (incarnation, stands)
             && self.router.link_up(slot, incarnation)
         {
-            self.router.send_all(self.now);
+            self.router.send_all();
             let broker = self.brokers.get_mut(&slot).unwrap();
             *broker = Broker {
                 link_stands: true,
@@ -272,7 +272,7 @@ impl Cluster {
         for slot in change.stopped {
             self.brokers.remove(&slot);
         }
-        self.router.send_all(self.now);
+        self.router.send_all();
     }
 
     fn take_answers(&mut self) {
@@ -400,7 +400,7 @@ fn a_full_window_closes_for_its_broker_only_and_opens_with_acks() {
             waiter: None,
             accepted: cluster.now,
         };
-        cluster.router.publish(publication, cluster.now);
+        cluster.router.publish(publication);
     }
     assert!(!cluster.router.has_room(shard_of(busy)));
     assert!(cluster.router.has_room(shard_of(other)));
@@ -423,12 +423,12 @@ fn a_batch_is_at_most_64_kib_or_one_frame() {
             waiter: None,
             accepted: cluster.now,
         };
-        cluster.router.publish(publication, cluster.now);
+        cluster.router.publish(publication);
     }
     let slot = cluster.router.pending_links().next().unwrap();
     let mut frames = 0;
-    while let Some(batch) = cluster.router.next_batch(slot) {
-        cluster.router.refill(slot, cluster.now);
+    while let Some(batch) = cluster.router.next_batch(slot, cluster.now) {
+        cluster.router.refill(slot);
         frames += batch.frames.len();
         let bytes: usize = batch.frames.iter().map(frame_bytes).sum();
         assert!(
@@ -437,6 +437,31 @@ fn a_batch_is_at_most_64_kib_or_one_frame() {
         );
     }
     assert_eq!(frames, 199);
+}
+
+#[test]
+fn a_publication_is_as_old_as_it_is_when_it_leaves() {
+    let mut cluster = Cluster::new(10);
+    cluster.hear_of_the_view();
+    cluster.settle();
+    let accepted = cluster.now;
+    let publication = Publication {
+        channel: ChannelName::try_from("a").unwrap(),
+        data: None,
+        producer: SessionId::from_random([0; 15]),
+        n: 1,
+        waiter: None,
+        accepted,
+    };
+    cluster.router.publish(publication);
+    let slot = cluster.router.pending_links().next().unwrap();
+    // The link has no room for three seconds.
+    let later = accepted + Duration::from_secs(3);
+    let batch = cluster.router.next_batch(slot, later).unwrap();
+    let Some(Frame::Publish(publish)) = &batch.frames[0].frame else {
+        panic!("{batch:?}");
+    };
+    assert_eq!(publish.age_ms, 3000);
 }
 
 #[test]

@@ -75,8 +75,8 @@ pub(crate) enum Verb {
     },
     /// Change the number of workers and brokers while the cluster runs.
     Scale(ScaleArgs),
-    /// Replace all workers, one after the other, without a disconnect; ends once
-    /// that is through.
+    /// Replace all workers and brokers, one after the other, and the orchestrator
+    /// in place, without a disconnect; ends once that is through.
     Update(UpdateArgs),
     /// Hand connections over from workers that have many to those that have few,
     /// without a disconnect; ends once that is through.
@@ -168,6 +168,10 @@ pub(crate) enum Verb {
     /// Measure the running cluster, or any SocketCluster server, and account for
     /// every publication.
     Bench(Box<muster_bench::Options>),
+    /// Say by the exit code whether this program can go on with the cluster of the
+    /// runtime directory; `update` asks.
+    #[command(hide = true)]
+    TakeoverCheck,
     /// Be a worker; the orchestrator starts these.
     #[command(hide = true)]
     Worker(NodeArgs),
@@ -302,7 +306,11 @@ impl Verb {
     /// Whether answers and errors are to be JSON.
     pub(crate) fn json(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
+            Self::Up(_)
+            | Self::Completions { .. }
+            | Self::TakeoverCheck
+            | Self::Worker(_)
+            | Self::Broker(_) => false,
             Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
             Self::Journal(JournalVerb::Check(args)) => args.output.json,

@@ -11,6 +11,8 @@ mod rebalance;
 mod scale;
 mod serve;
 mod update;
+mod update_brokers;
+mod update_orchestrator;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,6 +43,7 @@ use crate::{
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     process::Process,
+    reexec::Kept,
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
@@ -75,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) terminal: bool,
     /// Where a table is wanted.
     pub(crate) table: Option<Console>,
+    /// What a program gets that is executed in the place of this one.
+    pub(crate) kept: Option<Arc<Kept>>,
 }
 
 /// Why a cluster ended otherwise than asked.
@@ -125,11 +130,17 @@ pub(crate) struct Cluster {
     orders: orders::Orders,
     /// The update that is under way, or the last one.
     update: Option<update::Run>,
+    /// What comes in it after the workers.
+    following: Option<update_brokers::Following>,
+    /// The end of the one before this process.
+    last_update: Option<pb::UpdateStatusResponse>,
     rebalance: rebalance::Rebalance,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
     state_file: StateFile,
+    /// What this process's own program was called, if somebody chose it.
+    own_program: Option<PathBuf>,
     service: Service,
     stage: Stage,
     failure: Option<ClusterError>,
@@ -153,12 +164,15 @@ impl Cluster {
             calls: Calls::after(operate::first_query(settings.incarnation)),
             orders: orders::Orders::after(operate::first_query(settings.incarnation)),
             update: None,
+            following: None,
+            last_update: None,
             rebalance: rebalance::Rebalance::default(),
             settings,
             spawner,
             children: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,
+            own_program: None,
             service: Service::new(),
             stage: Stage::Starting,
             failure: None,
@@ -284,6 +298,7 @@ impl Cluster {
             self.resize.and_then(|resize| resize.wake_at()),
             self.calls.wake_at(),
             self.update_wake_at(),
+            self.following_wake_at(),
         ];
         times.into_iter().flatten().min()
     }

@@ -62,7 +62,7 @@ pub(crate) enum Request {
         goal: Goal,
         answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
     },
-    /// Replace all workers; with this program, if one is named.
+    /// Replace all processes; with this program, if one is named.
     Update {
         program: Option<PathBuf>,
         answer: oneshot::Sender<Result<(), UpdateRefused>>,
@@ -107,7 +107,7 @@ pub(crate) struct Goal {
 pub(crate) enum ScaleRefused {
     #[error("the cluster is ending")]
     Ending,
-    #[error("the workers are being updated: `update --status` shows how far that is")]
+    #[error("the cluster is being updated: `update --status` shows how far that is")]
     Updating,
     #[error("the cluster is starting: brokers can be scaled once every node has been ready")]
     Starting,
@@ -131,7 +131,10 @@ pub(crate) enum UpdateRefused {
     Starting,
     #[error("an update is under way: `update --status` shows how far it is")]
     Busy,
-    #[error("the number of workers is being changed: wait until `status` shows none that drains")]
+    #[error(
+        "the number of workers or brokers is being changed: wait until `status` shows none that \
+         drains and no scaling"
+    )]
     Scaling,
     #[error("connections are being handed over: try again in a moment")]
     HandingOver,
@@ -146,7 +149,7 @@ pub(crate) enum RebalanceRefused {
     Ending,
     #[error("the cluster is starting: try again once every node has been ready")]
     Starting,
-    #[error("the workers are being updated: `update --status` shows how far that is")]
+    #[error("the cluster is being updated: `update --status` shows how far that is")]
     Updating,
 }
 

@@ -139,6 +139,11 @@ impl Fleet {
         self.nodes.insert(worker(slot), node);
     }
 
+    /// What new slots run.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What new slots run from now on.
     pub(crate) fn set_program(&mut self, program: Arc<Path>) {
         self.program = program;

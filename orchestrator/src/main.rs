@@ -17,6 +17,8 @@ mod membership;
 mod node;
 mod operate;
 mod process;
+mod programs;
+mod reexec;
 mod scale;
 mod service;
 mod spawn;
@@ -25,6 +27,7 @@ mod supervisor;
 mod table;
 mod up;
 mod update;
+mod watching;
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +46,8 @@ use muster_daemon::{
     auth_key::{self, AuthKeyError},
     config::{self, ConfigError, Loaded, Override},
     descriptors::{self, DescriptorsError},
-    exit, runtime_dir,
+    exit,
+    runtime_dir::{self, RuntimeDir},
     telemetry::{self, Identity, TelemetryError},
 };
 
@@ -53,6 +57,7 @@ use crate::{
     journal::{CheckArgs, Damage, JournalError, JournalVerb, Report, Shard},
     node::Role,
     operate::DataError,
+    reexec::TakeoverError,
     up::UpError,
 };
 
@@ -104,6 +109,8 @@ enum Fatal {
     Data(#[from] DataError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error("cannot take over")]
+    Takeover(#[from] TakeoverError),
     #[error("cannot look at the journal")]
     Check(#[from] check::CheckError),
 }
@@ -122,6 +129,7 @@ impl Fatal {
             | Self::Node { .. }
             | Self::Runtime(_)
             | Self::Print(_)
+            | Self::Takeover(_)
             | Self::Check(_) => exit::FAILURE,
         }
     }
@@ -154,6 +162,11 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         }
         Verb::Journal(JournalVerb::Check(args)) => check_journal(&args, file, runtime_dir),
         Verb::Bench(options) => bench(&options, runtime_dir),
+        Verb::TakeoverCheck => {
+            let dir = runtime_dir.unwrap_or_else(runtime_dir::default_path);
+            let dir = RuntimeDir::open(&dir).map_err(UpError::from)?;
+            Ok(reexec::can_take_over(&dir)?)
+        }
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }

@@ -2,9 +2,12 @@
 //! the way from there.
 
 use std::{
+    ffi::OsStr,
     io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
+    os::unix::net::UnixListener,
     path::PathBuf,
+    sync::Arc,
     thread,
 };
 
@@ -36,6 +39,7 @@ use crate::{
     console::{self, Console},
     control::{self, ServeError},
     logs::LineSink,
+    reexec::{self, Inherited, Kept},
     spawn::Spawner,
     state::StateFile,
 };
@@ -56,6 +60,8 @@ pub(crate) enum UpError {
     Console(#[source] io::Error),
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    #[error("cannot go on with what the earlier program of this process left")]
+    Inherited(#[source] io::Error),
     #[error("cannot look for nodes that an earlier orchestrator left")]
     Adoption(#[source] io::Error),
     #[error("invalid configuration")]
@@ -85,6 +91,7 @@ impl UpError {
             Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => exit::CONFIG,
             Self::Console(_)
             | Self::RuntimeDir(_)
+            | Self::Inherited(_)
             | Self::Adoption(_)
             | Self::PortInUse { .. }
             | Self::Listen { .. }
@@ -130,8 +137,15 @@ fn run(
     console: &Console,
 ) -> Result<(), UpError> {
     let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
-    let lock = dir.lock()?;
-    let prepared = prepare(config, &dir, &lock)?;
+    let (lock, sockets) = match reexec::inherited().map_err(UpError::Inherited)? {
+        Some(Inherited {
+            lock,
+            listener,
+            control,
+        }) => (dir.keep_lock(lock)?, Some((listener, control))),
+        None => (dir.lock()?, None),
+    };
+    let prepared = prepare(config, &dir, &lock, sockets)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -140,10 +154,12 @@ fn run(
     let text = prepared.config.log.format == LogFormat::Text;
     let table = (text && console::can_redraw()).then(|| console.clone());
     let size = match &prepared.adoption {
+        // Nobody has asked for another size since.
+        Some(adoption) if prepared.control.is_some() => adoption.state.size,
         Some(adoption) => adoption.size(args),
         None => args.size(cores),
     };
-    let ended = runtime.block_on(serve(prepared, &dir, size, console, table));
+    let ended = runtime.block_on(serve(prepared, (&dir, &lock), size, console, table));
     match ended {
         // No node is left, and the next `up` should find no socket of ours.
         Ok(()) | Err(UpError::Cluster(_)) => {
@@ -163,24 +179,46 @@ struct Prepared {
     config: Config,
     listener: TcpListener,
     listen: SocketAddr,
+    /// The control socket, if it is open already.
+    control: Option<UnixListener>,
     /// What an earlier orchestrator has left.
     adoption: Option<Adoption>,
 }
 
-fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<Prepared, UpError> {
+/// `sockets` are those that the earlier program of this process has left: where
+/// clients connect, and the control socket.
+fn prepare(
+    mut config: Config,
+    dir: &RuntimeDir,
+    lock: &RuntimeLock,
+    sockets: Option<(TcpListener, UnixListener)>,
+) -> Result<Prepared, UpError> {
     let limit = descriptors::raise_limit();
     descriptors::connections_allowed(&config, limit)?;
-    let mut adoption = adoption::look(dir).map_err(UpError::Adoption)?;
+    let (listener, control) = sockets.unzip();
+    let mut adoption = adoption::look(dir, listener).map_err(UpError::Adoption)?;
+    if control.is_some() {
+        reexec::reap_unknown();
+    }
+    let is_kept = |name: &str| {
+        let is_ours = Some(name)
+            == dir
+                .orchestrator_socket()
+                .file_name()
+                .and_then(OsStr::to_str);
+        control.is_some() && is_ours
+    };
     match &adoption {
         Some(adoption) => {
             adoption.log();
             config = adoption.config(&config);
-            dir.remove_sockets_unless(lock, |name| adoption.owns_socket(name))?;
+            let kept = |name: &str| is_kept(name) || adoption.owns_socket(name);
+            dir.remove_sockets_unless(lock, kept)?;
         }
         None => {
             let mut rng = rand::make_rng::<StdRng>();
             config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rng)?;
-            dir.remove_sockets(lock)?;
+            dir.remove_sockets_unless(lock, is_kept)?;
         }
     }
     let addr = config.listener.addr;
@@ -211,6 +249,7 @@ fn prepare(mut config: Config, dir: &RuntimeDir, lock: &RuntimeLock) -> Result<P
         config,
         listener,
         listen,
+        control,
         adoption,
     })
 }
@@ -242,7 +281,7 @@ fn listening_socket(addr: SocketAddr) -> io::Result<TcpListener> {
 
 async fn serve(
     prepared: Prepared,
-    dir: &RuntimeDir,
+    (dir, lock): (&RuntimeDir, &RuntimeLock),
     size: Size,
     console: &Console,
     table: Option<Console>,
@@ -251,16 +290,25 @@ async fn serve(
         config,
         listener,
         listen,
+        control,
         adoption,
     } = prepared;
     // From here on a signal ends the cluster and not just this process.
     let signals = Signals::listen().map_err(UpError::Run)?;
     let hangup = signal(SignalKind::hangup()).map_err(UpError::Run)?;
     let socket = dir.orchestrator_socket();
-    let control_socket = control::bind(&socket).map_err(|source| UpError::Bind {
-        path: socket.clone(),
-        source,
-    })?;
+    let control_socket = match control {
+        Some(control) => control,
+        None => control::bind(&socket).map_err(|source| UpError::Bind {
+            path: socket.clone(),
+            source,
+        })?,
+    };
+    let kept = Kept {
+        lock: lock.share().map_err(UpError::Run)?,
+        listener: listener.try_clone().map_err(UpError::Run)?.into(),
+        control: control_socket.try_clone().map_err(UpError::Run)?.into(),
+    };
     if adoption.is_none() {
         info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
     }
@@ -279,6 +327,7 @@ async fn serve(
         incarnation: (clock::unix_seconds() * INCARNATIONS).max(known),
         terminal: io::stderr().is_terminal(),
         table,
+        kept: Some(Arc::new(kept)),
     };
     let spawner = Spawner {
         runtime_dir: dir.path().into(),
@@ -312,7 +361,7 @@ mod tests {
 
     fn prepare_in(dir: &RuntimeDir, config: Config) -> Result<Prepared, UpError> {
         let lock = dir.lock().unwrap();
-        prepare(config, dir, &lock)
+        prepare(config, dir, &lock, None)
     }
 
     fn on_a_free_port() -> Config {

@@ -9,12 +9,13 @@ use tokio::time::sleep;
 use crate::{
     cli::UpdateArgs,
     control::{Operator, OperatorError},
+    watching,
 };
 
 /// Between two looks at how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Updates the workers and returns what to print once that is over, or at once
+/// Updates the cluster and returns what to print once that is over, or at once
 /// where only the state is asked for.
 ///
 /// # Errors
@@ -24,7 +25,7 @@ pub(crate) async fn update(
     args: &UpdateArgs,
     runtime_dir: Option<PathBuf>,
 ) -> Result<String, OperatorError> {
-    let (mut operator, _) = Operator::connect(runtime_dir).await?;
+    let (mut operator, _) = Operator::connect(runtime_dir.clone()).await?;
     if !args.status {
         let program = args.binary.as_ref().map(std::path::absolute).transpose();
         let program = program.map_err(|error| OperatorError::Invalid(error.to_string()))?;
@@ -33,7 +34,7 @@ pub(crate) async fn update(
     let mut status = operator.update_status().await?;
     while !args.status && status.state == "running" {
         sleep(LOOK_AGAIN).await;
-        status = operator.update_status().await?;
+        status = watching::update_status(&mut operator, runtime_dir.as_ref()).await?;
     }
     if !args.status && status.state == "failed" {
         return Err(OperatorError::Refused(failure(&status)));
@@ -78,11 +79,28 @@ fn text(status: &pb::UpdateStatusResponse) -> String {
         seconds(status.pause_p99_us),
         seconds(status.pause_max_us)
     );
+    if let Some(following) = &status.following {
+        text += &brokers(following);
+    }
     if status.failed > 0 {
         text += &format!("Could not be handed over: {}\n", status.failed);
     }
     if !status.note.is_empty() {
         text += &format!("Last trouble: {}\n", status.note);
+    }
+    text
+}
+
+/// What was done after the workers.
+fn brokers(following: &pb::UpdateFollowing) -> String {
+    let mut text = format!(
+        "{} of {} brokers were updated; the channels of one stood still for at most {}.\n",
+        following.brokers_done,
+        following.brokers,
+        seconds(following.pause_max_us)
+    );
+    if following.orchestrator_done {
+        text += "The orchestrator was updated.\n";
     }
     text
 }
@@ -120,6 +138,17 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_max_us: u64,
         took_ms: u64,
         note: Option<&'a str>,
+        /// Null before the workers are through.
+        following: Option<Following<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Following<'a> {
+        slot: Option<u32>,
+        step: Option<&'a str>,
+        brokers_done: u32,
+        brokers: u32,
+        pause_max_us: u64,
+        orchestrator_done: bool,
     }
     fn given(text: &str) -> Option<&str> {
         Some(text).filter(|text| !text.is_empty())
@@ -138,6 +167,14 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_max_us: status.pause_max_us,
         took_ms: status.took_ms,
         note: given(&status.note),
+        following: status.following.as_ref().map(|following| Following {
+            slot: Some(following.slot).filter(|slot| *slot > 0),
+            step: given(&following.step),
+            brokers_done: following.brokers_done,
+            brokers: following.brokers,
+            pause_max_us: following.pause_max_us,
+            orchestrator_done: following.orchestrator_done,
+        }),
     };
     let json = serde_json::to_string_pretty(&update);
     json.expect("text and numbers are always JSON") + "\n"
@@ -157,6 +194,13 @@ mod tests {
             pause_p99_us: 4_900,
             pause_max_us: 1_500_000,
             took_ms: 2_345,
+            following: (state == "done").then(|| pb::UpdateFollowing {
+                brokers_done: 2,
+                brokers: 2,
+                pause_max_us: 83_210,
+                orchestrator_done: true,
+                ..pb::UpdateFollowing::default()
+            }),
             ..pb::UpdateStatusResponse::default()
         }
     }
@@ -168,7 +212,9 @@ mod tests {
             text,
             "2 workers were updated in 2.3 s.\n\
              Connections handed over: 9999; each stood still for 1.2 ms (half of them), 4.9 ms \
-             (99 of 100), 1.5 s (the longest).\n"
+             (99 of 100), 1.5 s (the longest).\n\
+             2 of 2 brokers were updated; the channels of one stood still for at most 83.2 ms.\n\
+             The orchestrator was updated.\n"
         );
     }
 
@@ -215,6 +261,14 @@ mod tests {
                 "pause_max_us": 1_500_000,
                 "took_ms": 2_345,
                 "note": null,
+                "following": {
+                    "slot": null,
+                    "step": null,
+                    "brokers_done": 2,
+                    "brokers": 2,
+                    "pause_max_us": 83_210,
+                    "orchestrator_done": true,
+                },
             })
         );
     }

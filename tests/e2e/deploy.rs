@@ -182,6 +182,25 @@ async fn a_manager_with_an_abstract_name_hears_the_next_orchestrator_take_over()
 }
 
 #[tokio::test]
+async fn a_manager_hears_that_an_update_begins_and_ends_in_the_same_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::at(&dir.path().join("notify"));
+    let cluster = Cluster::builder(1, 1)
+        .env("NOTIFY_SOCKET", dir.path().join("notify").to_str().unwrap())
+        .start()
+        .await;
+    let ready = manager.hears("READY=1").await;
+    for _ in 0..2 {
+        let update = cluster.verb(&["update"]).await;
+        assert!(update.status.success(), "{update:?}");
+        let reloading = manager.hears("RELOADING=1").await;
+        assert!(reloading.contains("\nMONOTONIC_USEC="), "{reloading}");
+        assert_eq!(manager.hears("READY=1").await, ready);
+    }
+    cluster.down().await;
+}
+
+#[tokio::test]
 async fn systemd_finds_nothing_wrong_with_the_unit() {
     const NAME: &str = "systemd_finds_nothing_wrong_with_the_unit";
     if Program::new("systemd-analyze")

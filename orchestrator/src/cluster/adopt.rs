@@ -1,7 +1,7 @@
 //! Going on with the nodes of an orchestrator that was killed, and writing down
 //! what the next one needs for it (delivery.md E3).
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use muster_wire::Millis;
 use rustix::process::Signal;
@@ -13,7 +13,7 @@ use crate::{
     announce::announce,
     node::{NodeId, Role},
     process::Process,
-    spawn::OWN_PROGRAM,
+    programs::Programs,
     state::{LifeState, State},
     supervisor::Life,
 };
@@ -27,12 +27,22 @@ impl Cluster {
         let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
+        self.last_update = state.last_update;
+        self.own_program = state.programs.own();
+        self.fleet.set_program(state.programs.of_new_slots());
+        for role in super::ROLES {
+            for id in self.fleet.ids(role) {
+                if let Some(node) = self.fleet.get_mut(id) {
+                    node.program = state.programs.of_slot(id);
+                }
+            }
+        }
         let mut updating = None;
         let living: Vec<NodeId> = nodes.keys().copied().collect();
         for (id, Adopted { life, process }) in nodes {
             if id.role == Role::Successor {
-                self.fleet
-                    .add_successor(id.slot, Path::new(OWN_PROGRAM).into());
+                let program = state.programs.of_slot(id);
+                self.fleet.add_successor(id.slot, program);
             }
             self.adopt_node(now, id, &life, Arc::new(process));
             if id.role == Role::Successor {
@@ -97,10 +107,19 @@ impl Cluster {
         });
         let lives: std::collections::BTreeMap<_, _> = lives.collect();
         let highest = lives.values().map(|life| life.incarnation).max();
+        let nodes = self.fleet.nodes();
+        let programs = Programs::of(
+            self.own_program.as_deref(),
+            self.fleet.program(),
+            nodes.map(|(id, node)| (id, &*node.program)),
+        );
         let growing = self.resize.filter(|resize| resize.from < resize.to);
         let state = State {
             incarnation: highest.unwrap_or(0).max(self.fleet.incarnation()),
             brokers_before: growing.map(|resize| resize.from),
+            programs,
+            last_update: self.last_update.clone(),
+            log_filter: None,
             started: self.started,
             size: self.settings.size,
             lives,

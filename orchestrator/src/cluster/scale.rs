@@ -21,7 +21,7 @@ impl Cluster {
         if !self.may_scale() {
             return Err(ScaleRefused::Ending);
         }
-        if goal.workers.is_some() && self.is_updating() {
+        if self.is_updating() {
             return Err(ScaleRefused::Updating);
         }
         if let Some(brokers) = goal.brokers {

@@ -24,6 +24,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The longest name of a socket that is ever put into the directory:
 /// `broker-SLOT-INCARNATION.sock`, and the same for a worker.
 const SOCKET_NAME_BYTES_MAX: usize = 32;
+/// The file in a runtime directory that nodes are started with.
+pub const CONFIG_NAME: &str = "config.toml";
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -181,7 +183,7 @@ impl RuntimeDir {
     /// The effective configuration, which nodes are started with.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG_NAME)
     }
 
     /// The memory that workers share to balance what they accept.

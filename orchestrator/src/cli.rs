@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
@@ -53,6 +53,14 @@ pub(crate) enum Verb {
     },
     /// End the cluster: close the clients in a paced way, then all processes.
     Down {
+        /// Close the clients without a status: they come back at once, to another
+        /// host where a load balancer sends them there. Otherwise they are told that
+        /// the cluster goes, and wait.
+        #[arg(long)]
+        drain: bool,
+        /// Over how long the clients are spread [default: shutdown.timeout].
+        #[arg(long, value_name = "DURATION", requires = "drain", value_parser = drain_time)]
+        within: Option<Duration>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -81,6 +89,12 @@ pub(crate) enum Verb {
     /// Hand connections over from workers that have many to those that have few,
     /// without a disconnect; ends once that is through.
     Rebalance {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Read the configuration again: what can change while the processes run does,
+    /// the rest is named. SIGHUP does the same.
+    Reload {
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -316,8 +330,9 @@ impl Verb {
             Self::Journal(JournalVerb::Check(args)) => args.output.json,
             Self::Update(args) => args.output.json,
             Self::Status { output }
-            | Self::Down { output }
+            | Self::Down { output, .. }
             | Self::Rebalance { output }
+            | Self::Reload { output }
             | Self::CheckConfig { output, .. }
             | Self::PrintConfig { output, .. }
             | Self::Kick { output, .. }
@@ -445,6 +460,16 @@ fn close_code(text: &str) -> Result<u16, String> {
     match code {
         1000..=1003 | 1007..=1014 | 3000..=4999 => Ok(code),
         _ => Err("a close code is 1000 to 1003, 1007 to 1014, or 3000 to 4999".into()),
+    }
+}
+
+/// At least a second: what comes back at once should not come all at once.
+fn drain_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time) {
+        Ok(time)
+    } else {
+        Err("a drain takes 1s to 24h".into())
     }
 }
 
@@ -576,6 +601,9 @@ mod tests {
             "orchestrator history a --before 00c0ffee00c0ffee:",
             "orchestrator connections --limit many",
             "orchestrator up --json",
+            "orchestrator down --within 5s",
+            "orchestrator down --drain --within 5",
+            "orchestrator down --drain --within 1ms",
             "orchestrator scale",
             "orchestrator scale --workers 0",
             "orchestrator scale --workers 257",
@@ -631,6 +659,7 @@ mod tests {
             "connections",
             "history a",
             "log-filter",
+            "reload",
         ] {
             let cli = parse(&format!("orchestrator {verb} --json")).unwrap();
             assert!(cli.verb.json(), "{verb}");

@@ -8,6 +8,7 @@ mod lives;
 mod operate;
 mod orders;
 mod rebalance;
+mod reload;
 mod scale;
 mod serve;
 mod update;
@@ -17,7 +18,7 @@ mod update_orchestrator;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use muster_daemon::{
-    clock,
+    Config, clock,
     config::SupervisionConfig,
     signals::{Signals, Stop},
 };
@@ -38,12 +39,13 @@ use crate::{
     calls::{Calls, Gathered, NotAsked},
     cli::Size,
     console::Console,
-    control::{JoinRefused, Request},
+    control::{Ending, JoinRefused, Request},
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     process::Process,
     reexec::Kept,
+    reload::ConfigSource,
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
@@ -80,6 +82,10 @@ pub(crate) struct Settings {
     pub(crate) table: Option<Console>,
     /// What a program gets that is executed in the place of this one.
     pub(crate) kept: Option<Arc<Kept>>,
+    /// Where the configuration can be read again.
+    pub(crate) source: ConfigSource,
+    /// What nodes are started with.
+    pub(crate) config: Config,
 }
 
 /// Why a cluster ended otherwise than asked.
@@ -135,6 +141,11 @@ pub(crate) struct Cluster {
     /// The end of the one before this process.
     last_update: Option<pb::UpdateStatusResponse>,
     rebalance: rebalance::Rebalance,
+    /// What an update's failure brings back.
+    config_before: Option<Config>,
+    /// Workers may have been started with another configuration than they are to
+    /// have.
+    has_reloaded: bool,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
@@ -167,6 +178,8 @@ impl Cluster {
             following: None,
             last_update: None,
             rebalance: rebalance::Rebalance::default(),
+            config_before: None,
+            has_reloaded: false,
             settings,
             spawner,
             children: JoinSet::new(),
@@ -340,8 +353,11 @@ impl Cluster {
                 // An operator that gave up needs no answer, here and below.
                 let _ = answer.send(self.status(now));
             }
-            Request::Down { answer } => {
-                self.stop(now, Stop::Graceful);
+            Request::Down { how, answer } => {
+                match how {
+                    Ending::GoAway => self.stop(now, Stop::Graceful),
+                    Ending::Drain(within) => self.drain(now, within),
+                }
                 let _ = answer.send(());
             }
             Request::Query {
@@ -355,6 +371,9 @@ impl Cluster {
             Request::Update { program, answer } => {
                 let _ = answer.send(self.begin_update(now, program));
             }
+            Request::Reload { answer } => {
+                let _ = answer.send(self.reload());
+            }
             Request::Rebalance { answer } => self.begin_rebalance(now, answer),
             Request::UpdateStatus { answer } => {
                 let _ = answer.send(self.update_status(now));
@@ -364,6 +383,7 @@ impl Cluster {
 
     fn joined(&mut self, now: Millis, node: &Joined) {
         self.tell_log_filter(node.id);
+        self.tell_config(node.id);
         // Nodes that are ending need no view.
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
@@ -439,7 +459,7 @@ impl Cluster {
         if self.settings.terminal {
             self.stop(now, Stop::Graceful);
         } else {
-            info!("SIGHUP changes nothing: the configuration is read at start.");
+            self.reload_for_nobody();
         }
     }
 

@@ -5,7 +5,7 @@ mod client;
 mod operators;
 mod server;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use muster_proto::control as pb;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,7 @@ pub(crate) use self::{
 use crate::{
     calls::{Gathered, NotAsked},
     membership::Joined,
+    reload::{Reload, ReloadError},
 };
 
 /// Requests that wait for the cluster's turn; beyond it their streams are not read.
@@ -43,13 +44,12 @@ pub(crate) enum Request {
         report: pb::node_report::Report,
     },
     /// A node's stream ended.
-    Leave {
-        stream: u64,
-    },
+    Leave { stream: u64 },
     Status {
         answer: oneshot::Sender<pb::StatusResponse>,
     },
     Down {
+        how: Ending,
         answer: oneshot::Sender<()>,
     },
     /// Something for nodes to answer.
@@ -71,9 +71,23 @@ pub(crate) enum Request {
     Rebalance {
         answer: oneshot::Sender<Result<pb::RebalanceResponse, RebalanceRefused>>,
     },
+    /// Read the configuration again.
+    Reload {
+        answer: oneshot::Sender<Result<Reload, ReloadError>>,
+    },
     UpdateStatus {
         answer: oneshot::Sender<pb::UpdateStatusResponse>,
     },
+}
+
+/// How the clients of a cluster that ends are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// They are told that it goes; stock clients wait before they try again.
+    GoAway,
+    /// So that they come back at once, elsewhere, spread over the time given or
+    /// that of the configuration.
+    Drain(Option<Duration>),
 }
 
 /// Who is asked.
@@ -138,6 +152,8 @@ pub(crate) enum UpdateRefused {
     Scaling,
     #[error("connections are being handed over: try again in a moment")]
     HandingOver,
+    #[error("{0}; nothing was replaced")]
+    Config(String),
     #[error("{} cannot be run: {reason}", program.display())]
     Program { program: PathBuf, reason: String },
 }

@@ -19,6 +19,7 @@ mod operate;
 mod process;
 mod programs;
 mod reexec;
+mod reload;
 mod scale;
 mod service;
 mod spawn;
@@ -58,6 +59,7 @@ use crate::{
     node::Role,
     operate::DataError,
     reexec::TakeoverError,
+    reload::ConfigSource,
     up::UpError,
 };
 
@@ -144,8 +146,11 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     let file = file.as_deref();
     match verb {
         Verb::Up(args) => {
-            let loaded = load(file, &args.settings.overrides())?;
-            Ok(up::up(loaded, runtime_dir, &args)?)
+            let source = ConfigSource {
+                file: file.map(Into::into),
+                overrides: args.settings.overrides(),
+            };
+            Ok(up::up(source, runtime_dir, &args)?)
         }
         Verb::CheckConfig { output, settings } => {
             check_config(file, &settings.overrides(), output.json)
@@ -174,6 +179,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         | Verb::Scale(_)
         | Verb::Update(_)
         | Verb::Rebalance { .. }
+        | Verb::Reload { .. }
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

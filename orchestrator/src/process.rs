@@ -271,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_process_is_noticed_and_its_signals_reach_nobody_else() {
-        let child = std::process::Command::new("sleep")
+        let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(status.and_then(|status| status.signal()), Some(9));
         assert!(process.wait_blocking(Duration::ZERO));
         process.signal(Signal::KILL);
-        let again = process.wait().await.unwrap();
-        assert_eq!(again, None, "it has been waited for");
+        assert!(child.wait().is_err(), "it has been waited for");
+        assert_eq!(process.wait().await.unwrap(), None);
     }
 }

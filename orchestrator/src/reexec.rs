@@ -17,7 +17,11 @@ use std::{
     time::Duration,
 };
 
-use muster_daemon::descriptor::{receive, send};
+use muster_daemon::{
+    config::{self, ConfigError},
+    descriptor::{receive, send},
+    runtime_dir::RuntimeDir,
+};
 use rustix::{
     io::Errno,
     net::{
@@ -58,6 +62,8 @@ pub(crate) struct Inherited {
 pub(crate) enum TakeoverError {
     #[error("there is no state of a cluster at {}", .0.display())]
     NoState(std::path::PathBuf),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("cannot use the state at {}", path.display())]
     State {
         path: std::path::PathBuf,
@@ -204,15 +210,15 @@ pub(crate) fn check(program: &Path, runtime_dir: &Path) -> Result<(), String> {
 /// # Errors
 ///
 /// When it does not.
-pub(crate) fn can_take_over(
-    dir: &muster_daemon::runtime_dir::RuntimeDir,
-) -> Result<(), TakeoverError> {
+pub(crate) fn can_take_over(dir: &RuntimeDir) -> Result<(), TakeoverError> {
     let path = dir.state_file();
     match state::read(&path) {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(TakeoverError::NoState(path)),
-        Err(source) => Err(TakeoverError::State { path, source }),
+        Ok(Some(_)) => {}
+        Ok(None) => return Err(TakeoverError::NoState(path)),
+        Err(source) => return Err(TakeoverError::State { path, source }),
     }
+    config::load(Some(&dir.config_file()), std::iter::empty(), &[])?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -378,6 +378,10 @@ impl StateFile {
         }
     }
 
+    pub(crate) fn dir(&self) -> &RuntimeDir {
+        &self.dir
+    }
+
     /// When a process that lives was started, in clock ticks since the machine
     /// was; `None` when it is gone.
     pub(crate) fn start_ticks(&self, id: NodeId, incarnation: u64, pid: u32) -> Option<u64> {

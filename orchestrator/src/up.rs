@@ -6,7 +6,7 @@ use std::{
     io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -15,7 +15,7 @@ use muster_daemon::{
     Config,
     auth_key::{self, AuthKeyError},
     clock,
-    config::{Loaded, LogFormat},
+    config::{self, ConfigError, LogFormat},
     descriptors::{self, DescriptorsError},
     exit,
     runtime_dir::{self, RuntimeDir, RuntimeDirError, RuntimeLock},
@@ -40,6 +40,7 @@ use crate::{
     control::{self, ServeError},
     logs::LineSink,
     reexec::{self, Inherited, Kept},
+    reload::ConfigSource,
     spawn::Spawner,
     state::StateFile,
 };
@@ -54,6 +55,8 @@ const INCARNATIONS: u64 = 1_000_000;
 /// Why a cluster did not start, or ended otherwise than asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
     #[error("cannot start the console's thread")]
@@ -88,7 +91,9 @@ pub(crate) enum UpError {
 impl UpError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => exit::CONFIG,
+            Self::Config(_) | Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) => {
+                exit::CONFIG
+            }
             Self::Console(_)
             | Self::RuntimeDir(_)
             | Self::Inherited(_)
@@ -109,11 +114,19 @@ impl UpError {
 ///
 /// What kept it from starting, or made it end.
 pub(crate) fn up(
-    loaded: Loaded,
+    source: ConfigSource,
     runtime_dir: Option<PathBuf>,
     args: &UpArgs,
 ) -> Result<(), UpError> {
-    let mut config = loaded.config;
+    let runtime_dir = runtime_dir.unwrap_or_else(runtime_dir::default_path);
+    let inherited = reexec::inherited().map_err(UpError::Inherited)?;
+    let mut config = if inherited.is_some() {
+        // What the nodes run with; the source may be in the middle of a change.
+        let file = runtime_dir.join(runtime_dir::CONFIG_NAME);
+        config::load(Some(&file), std::iter::empty(), &[])?.config
+    } else {
+        source.load()?.config
+    };
     let terminal = io::stderr().is_terminal();
     config.log.format = telemetry::resolve(config.log.format, terminal);
     let console = Console::start().map_err(UpError::Console)?;
@@ -125,19 +138,31 @@ pub(crate) fn up(
     telemetry::init_with(&config.log.filter, config.log.format, identity, move || {
         writer.clone()
     })?;
-    let ended = run(config, runtime_dir, args, &console);
+    let begin = Begin {
+        config,
+        source,
+        inherited,
+    };
+    let ended = run(begin, &runtime_dir, args, &console);
     console.finish();
     ended
 }
 
-fn run(
+/// What is known at the very beginning.
+struct Begin {
     config: Config,
-    runtime_dir: Option<PathBuf>,
-    args: &UpArgs,
-    console: &Console,
-) -> Result<(), UpError> {
-    let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
-    let (lock, sockets) = match reexec::inherited().map_err(UpError::Inherited)? {
+    source: ConfigSource,
+    inherited: Option<Inherited>,
+}
+
+fn run(begin: Begin, runtime_dir: &Path, args: &UpArgs, console: &Console) -> Result<(), UpError> {
+    let Begin {
+        config,
+        source,
+        inherited,
+    } = begin;
+    let dir = RuntimeDir::create(runtime_dir)?;
+    let (lock, sockets) = match inherited {
         Some(Inherited {
             lock,
             listener,
@@ -159,7 +184,13 @@ fn run(
         Some(adoption) => adoption.size(args),
         None => args.size(cores),
     };
-    let ended = runtime.block_on(serve(prepared, (&dir, &lock), size, console, table));
+    let ended = runtime.block_on(serve(
+        (prepared, source),
+        (&dir, &lock),
+        size,
+        console,
+        table,
+    ));
     match ended {
         // No node is left, and the next `up` should find no socket of ours.
         Ok(()) | Err(UpError::Cluster(_)) => {
@@ -280,7 +311,7 @@ fn listening_socket(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn serve(
-    prepared: Prepared,
+    (prepared, source): (Prepared, ConfigSource),
     (dir, lock): (&RuntimeDir, &RuntimeLock),
     size: Size,
     console: &Console,
@@ -328,6 +359,8 @@ async fn serve(
         terminal: io::stderr().is_terminal(),
         table,
         kept: Some(Arc::new(kept)),
+        source,
+        config: config.clone(),
     };
     let spawner = Spawner {
         runtime_dir: dir.path().into(),
@@ -381,8 +414,7 @@ mod tests {
         let (_parent, dir) = runtime_dir();
         let prepared = prepare_in(&dir, on_a_free_port()).unwrap();
         assert_ne!(prepared.listen.port(), 0);
-        let written =
-            muster_daemon::config::load(Some(&dir.config_file()), std::iter::empty(), &[]);
+        let written = config::load(Some(&dir.config_file()), std::iter::empty(), &[]);
         assert_eq!(written.unwrap().config, prepared.config);
         assert_eq!(prepared.config.listener.addr, prepared.listen);
         assert!(prepared.config.auth.key_file.unwrap().exists());

@@ -129,6 +129,7 @@ async fn the_units_command_lines_start_a_cluster_tell_the_manager_and_end_it() {
     let status = manager.hears("STATUS=").await;
     assert!(status.contains("workers"), "{status}");
 
+    assert!(succeeds(unit_command("ExecReload", dir.path()).0).await);
     let (stop, may_fail) = unit_command("ExecStop", dir.path());
     assert!(succeeds(stop).await);
     manager.hears("STOPPING=1").await;

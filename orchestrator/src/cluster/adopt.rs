@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use muster_daemon::{exit::chain, telemetry};
 use muster_wire::Millis;
 use rustix::process::Signal;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Cluster, Stage, WORKER_GRACE, signal, update::worker};
 use crate::{
@@ -27,6 +28,14 @@ impl Cluster {
         let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
+        if let Some(filter) = &state.log_filter
+            && let Err(error) = telemetry::set_filter(filter)
+        {
+            warn!(
+                error = chain(&error),
+                "The log filter is the configuration's again."
+            );
+        }
         self.last_update = state.last_update;
         self.own_program = state.programs.own();
         self.fleet.set_program(state.programs.of_new_slots());
@@ -119,13 +128,20 @@ impl Cluster {
             brokers_before: growing.map(|resize| resize.from),
             programs,
             last_update: self.last_update.clone(),
-            log_filter: None,
+            log_filter: self.changed_log_filter(),
             started: self.started,
             size: self.settings.size,
             lives,
             view: self.membership.view().clone(),
         };
         self.state_file.write(state);
+    }
+
+    /// The log filter, if it is another than the configuration's.
+    fn changed_log_filter(&self) -> Option<String> {
+        let filter = telemetry::filter();
+        let is_changed = !filter.is_empty() && filter != self.settings.config.log.filter;
+        is_changed.then_some(filter)
     }
 
     /// Sends a signal to the process in a slot.

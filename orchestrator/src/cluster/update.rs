@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use muster_daemon::exit::chain;
 use muster_proto::{
     Pauses,
     control::{self as pb, node_command::Command},
@@ -116,10 +117,13 @@ impl Cluster {
             }
             None => PathBuf::from(OWN_PROGRAM),
         };
+        self.reload_for_update()
+            .map_err(|error| UpdateRefused::Config(chain(&error)))?;
         let slots = 1..=self.settings.size.workers;
         info!(program = %program.display(), workers = slots.end(), "Updating the workers.");
         self.update = Some(Run::new(now, slots, program.into()));
         self.following = None;
+        self.config_before = None;
         Ok(())
     }
 
@@ -270,6 +274,12 @@ impl Cluster {
             }
             Err(why) => error!(why, moved = run.moved, "The update failed."),
         }
+        if result.is_err() && self.following.is_none() {
+            self.restore_config();
+        }
+        let Some(run) = &mut self.update else {
+            return;
+        };
         run.ended = Some((result, now));
     }
 

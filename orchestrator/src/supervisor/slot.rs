@@ -210,6 +210,10 @@ impl Slot {
         self.last_exit.clone_from(&earlier.last_exit);
     }
 
+    pub(crate) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }

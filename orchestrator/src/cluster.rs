@@ -82,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) table: Option<Console>,
     /// What a program gets that is executed in the place of this one.
     pub(crate) kept: Option<Arc<Kept>>,
+    /// Nodes and clients are those of an earlier program of this process.
+    pub(crate) is_executed_anew: bool,
     /// Where the configuration can be read again.
     pub(crate) source: ConfigSource,
     /// What nodes are started with.
@@ -140,6 +142,8 @@ pub(crate) struct Cluster {
     following: Option<update_brokers::Following>,
     /// The end of the one before this process.
     last_update: Option<pb::UpdateStatusResponse>,
+    /// It is not told before the nodes are back, or this moment is.
+    rejoin_until: Option<Millis>,
     rebalance: rebalance::Rebalance,
     /// What an update's failure brings back.
     config_before: Option<Config>,
@@ -177,6 +181,7 @@ impl Cluster {
             update: None,
             following: None,
             last_update: None,
+            rejoin_until: None,
             rebalance: rebalance::Rebalance::default(),
             config_before: None,
             has_reloaded: false,
@@ -239,6 +244,7 @@ impl Cluster {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.await_rejoin(now);
         self.advance_update(now);
         self.advance_rebalance();
         self.set_brokers_aside(now);

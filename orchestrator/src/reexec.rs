@@ -20,7 +20,7 @@ use std::{
 use muster_daemon::{
     config::{self, ConfigError},
     descriptor::{receive, send},
-    runtime_dir::RuntimeDir,
+    runtime_dir::{RuntimeDir, RuntimeLock},
 };
 use rustix::{
     io::Errno,
@@ -47,6 +47,25 @@ pub(crate) struct Kept {
     pub(crate) lock: OwnedFd,
     pub(crate) listener: OwnedFd,
     pub(crate) control: OwnedFd,
+}
+
+impl Kept {
+    /// All of it in descriptors of its own.
+    ///
+    /// # Errors
+    ///
+    /// When there are none left.
+    pub(crate) fn of(
+        lock: &RuntimeLock,
+        listener: &TcpListener,
+        control: &UnixListener,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            lock: lock.share()?,
+            listener: listener.try_clone()?.into(),
+            control: control.try_clone()?.into(),
+        })
+    }
 }
 
 /// What the program before this one, in this process, has left.

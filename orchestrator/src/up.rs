@@ -328,6 +328,7 @@ async fn serve(
     let signals = Signals::listen().map_err(UpError::Run)?;
     let hangup = signal(SignalKind::hangup()).map_err(UpError::Run)?;
     let socket = dir.orchestrator_socket();
+    let is_executed_anew = control.is_some();
     let control_socket = match control {
         Some(control) => control,
         None => control::bind(&socket).map_err(|source| UpError::Bind {
@@ -335,11 +336,7 @@ async fn serve(
             source,
         })?,
     };
-    let kept = Kept {
-        lock: lock.share().map_err(UpError::Run)?,
-        listener: listener.try_clone().map_err(UpError::Run)?.into(),
-        control: control_socket.try_clone().map_err(UpError::Run)?.into(),
-    };
+    let kept = Kept::of(lock, &listener, &control_socket).map_err(UpError::Run)?;
     if adoption.is_none() {
         info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
     }
@@ -359,6 +356,7 @@ async fn serve(
         terminal: io::stderr().is_terminal(),
         table,
         kept: Some(Arc::new(kept)),
+        is_executed_anew,
         source,
         config: config.clone(),
     };

@@ -57,13 +57,7 @@ fn failure(status: &pb::UpdateStatusResponse) -> String {
 fn text(status: &pb::UpdateStatusResponse) -> String {
     let mut text = match status.state.as_str() {
         "none" => return "No update has been made since this orchestrator was started.\n".into(),
-        "running" => format!(
-            "An update is under way: {} of {} workers done, worker-{} is {}.\n",
-            status.workers_done,
-            status.workers,
-            status.slot,
-            status.step.replace('_', " ")
-        ),
+        "running" => format!("An update is under way: {}.\n", under_way(status)),
         "failed" => format!("The last update failed. {}\n", sentence(&failure(status))),
         _ => format!(
             "{} workers were updated in {}.\n",
@@ -89,6 +83,28 @@ fn text(status: &pb::UpdateStatusResponse) -> String {
         text += &format!("Last trouble: {}\n", status.note);
     }
     text
+}
+
+/// How far it is.
+fn under_way(status: &pb::UpdateStatusResponse) -> String {
+    let step = |step: &str| step.replace('_', " ");
+    match &status.following {
+        None => format!(
+            "{} of {} workers done, worker-{} is {}",
+            status.workers_done,
+            status.workers,
+            status.slot,
+            step(&status.step)
+        ),
+        Some(following) if following.slot > 0 => format!(
+            "the workers and {} of {} brokers done, broker-{} is {}",
+            following.brokers_done,
+            following.brokers,
+            following.slot,
+            step(&following.step)
+        ),
+        Some(_) => "workers and brokers done, the orchestrator executes its program".into(),
+    }
 }
 
 /// What was done after the workers.
@@ -225,6 +241,18 @@ mod tests {
         let shown = text(&running);
         assert!(
             shown.contains("2 of 4 workers done, worker-3 is handing over"),
+            "{shown}"
+        );
+        running.following = Some(pb::UpdateFollowing {
+            slot: 2,
+            step: "putting_back".into(),
+            brokers_done: 1,
+            brokers: 2,
+            ..pb::UpdateFollowing::default()
+        });
+        let shown = text(&running);
+        assert!(
+            shown.contains("1 of 2 brokers done, broker-2 is putting back"),
             "{shown}"
         );
         let mut failed = status("failed");

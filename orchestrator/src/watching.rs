@@ -10,6 +10,9 @@ use crate::control::{Operator, OperatorError};
 
 /// Longest that an orchestrator may be away while an update is under way.
 const AWAY_MAX: Duration = Duration::from_secs(30);
+/// The same where nobody listens: it has not executed its program but ended, and
+/// somebody may start the next one.
+const GONE_MAX: Duration = Duration::from_secs(3);
 /// Between two attempts to reach it.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -22,11 +25,11 @@ pub(crate) async fn update_status(
     operator: &mut Operator,
     runtime_dir: Option<&PathBuf>,
 ) -> Result<pb::UpdateStatusResponse, OperatorError> {
-    let give_up = Instant::now() + AWAY_MAX;
+    let lost = Instant::now();
     let mut answer = operator.update_status().await;
     loop {
         match answer {
-            Err(error) if is_away(&error) && Instant::now() < give_up => {}
+            Err(error) if lost.elapsed() < away_max(&error) => {}
             answered => return answered,
         }
         sleep(TRY_AGAIN).await;
@@ -41,16 +44,16 @@ pub(crate) async fn update_status(
 }
 
 /// To ask changes nothing, so it may be done again whatever became of it.
-fn is_away(error: &OperatorError) -> bool {
+fn away_max(error: &OperatorError) -> Duration {
     match error {
-        OperatorError::NotRunning { .. }
-        | OperatorError::Reach { .. }
+        OperatorError::NotRunning { .. } => GONE_MAX,
+        OperatorError::Reach { .. }
         | OperatorError::Connect(_)
-        | OperatorError::OutcomeUnknown(_) => true,
+        | OperatorError::OutcomeUnknown(_) => AWAY_MAX,
         OperatorError::RuntimeDir(_)
         | OperatorError::Refused(_)
         | OperatorError::UnknownConnection(_)
         | OperatorError::Client(_)
-        | OperatorError::Invalid(_) => false,
+        | OperatorError::Invalid(_) => Duration::ZERO,
     }
 }

@@ -159,6 +159,21 @@ async fn a_configuration_that_up_would_refuse_changes_and_replaces_nothing() {
 }
 
 #[tokio::test]
+async fn an_update_that_fails_leaves_the_earlier_configuration() {
+    let cluster = Cluster::start(1, 1).await;
+    let before = fs::read_to_string(cluster.runtime_dir().join("config.toml")).unwrap();
+    cluster.configure(CHANGED);
+    let output = cluster.verb(&["update", "--binary", "/bin/false"]).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let after = fs::read_to_string(cluster.runtime_dir().join("config.toml")).unwrap();
+    assert_eq!(before, after);
+    assert_eq!(log_filter(&cluster).await, "info");
+    cluster.kill_worker(1).await;
+    Raw::connect(&cluster.url()).await;
+    cluster.down().await;
+}
+
+#[tokio::test]
 async fn a_key_file_with_another_key_is_read_again() {
     let cluster = Cluster::start(1, 1).await;
     let key = b"another key that is only used by tests";

@@ -1,7 +1,7 @@
 //! Going on with the nodes of an orchestrator that was killed, and writing down
 //! what the next one needs for it (delivery.md E3).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use muster_daemon::{exit::chain, telemetry};
 use muster_wire::Millis;
@@ -18,6 +18,9 @@ use crate::{
     state::{LifeState, State},
     supervisor::Life,
 };
+
+/// Longest that the end of an update waits for nodes to join again.
+const REJOIN_MAX: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Takes over what an earlier orchestrator started. To be called before
@@ -36,7 +39,12 @@ impl Cluster {
                 "The log filter is the configuration's again."
             );
         }
+        // They may have missed the last one.
+        self.has_reloaded = true;
         self.last_update = state.last_update;
+        if self.settings.is_executed_anew {
+            self.rejoin_until = Some(now + REJOIN_MAX);
+        }
         self.own_program = state.programs.own();
         self.fleet.set_program(state.programs.of_new_slots());
         for role in super::ROLES {

@@ -33,13 +33,7 @@ impl Cluster {
     pub(super) fn reload_for_nobody(&mut self) {
         self.service.reloading();
         match self.reload() {
-            Ok(_) => {
-                for role in [Role::Worker, Role::Successor] {
-                    for slot in self.fleet.joined(role) {
-                        self.tell_config(NodeId { role, slot });
-                    }
-                }
-            }
+            Ok(_) => self.tell_workers_config(),
             Err(error) => error!(error = chain(&error), "The configuration stays as it is."),
         }
         self.service.reloaded();
@@ -52,6 +46,7 @@ impl Cluster {
     /// When `up` would refuse it, or something in it takes `down` and `up`;
     /// nothing has changed then.
     pub(super) fn reload_for_update(&mut self) -> Result<(), ReloadError> {
+        self.config_before = None;
         let Settings { source, config, .. } = &self.settings;
         let wanted = source.wanted(config, self.state_file.dir())?;
         reload::for_update(config, &wanted)?;
@@ -79,6 +74,15 @@ impl Cluster {
                 error = chain(&error),
                 "The earlier configuration cannot be written down again."
             );
+        }
+        self.tell_workers_config();
+    }
+
+    fn tell_workers_config(&mut self) {
+        for role in [Role::Worker, Role::Successor] {
+            for slot in self.fleet.joined(role) {
+                self.tell_config(NodeId { role, slot });
+            }
         }
     }
 

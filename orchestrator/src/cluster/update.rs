@@ -39,6 +39,8 @@ pub(super) struct Run {
     program: Arc<Path>,
     workers: u32,
     started: Millis,
+    /// It is what was left of an earlier orchestrator's: nothing follows.
+    is_rest: bool,
     /// How it ended, and when.
     ended: Option<(Result<(), String>, Millis)>,
     /// The last order to hand over.
@@ -60,6 +62,7 @@ impl Run {
             machine,
             program,
             started: now,
+            is_rest: false,
             ended: None,
             order: None,
             handed: Handed::NotYet,
@@ -123,7 +126,6 @@ impl Cluster {
         info!(program = %program.display(), workers = slots.end(), "Updating the workers.");
         self.update = Some(Run::new(now, slots, program.into()));
         self.following = None;
-        self.config_before = None;
         Ok(())
     }
 
@@ -255,6 +257,9 @@ impl Cluster {
             }
             UpdateNext::Done(Ok(())) => {
                 info!(moved = run.moved, "The workers are updated.");
+                if run.is_rest {
+                    return self.end_update(now, Ok(()));
+                }
                 let program = Arc::clone(&run.program);
                 self.begin_following(program);
             }
@@ -270,7 +275,9 @@ impl Cluster {
         match &result {
             Ok(()) => {
                 info!(moved = run.moved, "The update is done.");
-                self.fleet.set_program(Arc::clone(&run.program));
+                if !run.is_rest {
+                    self.fleet.set_program(Arc::clone(&run.program));
+                }
             }
             Err(why) => error!(why, moved = run.moved, "The update failed."),
         }
@@ -391,6 +398,7 @@ impl Cluster {
         let mut run = Run::new(now, [slot], Path::new(OWN_PROGRAM).into());
         run.machine = Update::resume(now, slot, self.settings.supervision.start_timeout);
         run.workers = 1;
+        run.is_rest = true;
         self.update = Some(run);
     }
 }

@@ -160,7 +160,7 @@ impl Cluster {
         following.turn = Some(Turn {
             id,
             since: now,
-            incarnation: node.slot.incarnation(),
+            incarnation: node.slot.life().map_or(0, |life| life.incarnation),
             program: std::mem::replace(&mut node.program, new),
             is_put_back: false,
             died: None,

@@ -6,7 +6,7 @@ use muster_wire::Millis;
 use tracing::{error, info};
 
 use super::Cluster;
-use crate::reexec;
+use crate::{reexec, supervisor::Phase};
 
 impl Cluster {
     /// Ends the update by executing the new program here. Comes back only when
@@ -51,14 +51,34 @@ impl Cluster {
         self.end_following(now, Err(why));
     }
 
+    /// Whether nodes that this process had before it executed its program anew
+    /// have not joined again: then the update is not over for operators.
+    pub(super) fn await_rejoin(&mut self, now: Millis) {
+        let ready = |phase| matches!(phase, Phase::Ready { .. });
+        let is_whole = || {
+            let mut roles = super::ROLES.iter();
+            roles.all(|role| self.fleet.all(*role, ready))
+        };
+        if self
+            .rejoin_until
+            .is_some_and(|until| until <= now || is_whole())
+        {
+            self.rejoin_until = None;
+        }
+    }
+
     /// The end of an update that an earlier orchestrator, or this process as
     /// that, has made.
     pub(super) fn last_update(&self) -> pb::UpdateStatusResponse {
-        self.last_update
-            .clone()
-            .unwrap_or_else(|| pb::UpdateStatusResponse {
+        let Some(mut update) = self.last_update.clone() else {
+            return pb::UpdateStatusResponse {
                 state: "none".into(),
                 ..pb::UpdateStatusResponse::default()
-            })
+            };
+        };
+        if self.rejoin_until.is_some() {
+            update.state = "running".into();
+        }
+        update
     }
 }

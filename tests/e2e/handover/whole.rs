@@ -105,6 +105,8 @@ async fn an_update_replaces_every_process_and_keeps_the_orchestrators_pid() {
         println!("round {round}: {updated}");
         assert_eq!(following["brokers_done"], 2, "{updated}");
         assert_eq!(following["orchestrator_done"], true, "{updated}");
+        let pause = following["pause_max_us"].as_u64().unwrap();
+        assert!((1..2_000_000).contains(&pause), "{updated}");
         let after = cluster.status().await.unwrap();
         assert_eq!(after.pid, before.pid);
         assert_eq!(after.listen, before.listen);

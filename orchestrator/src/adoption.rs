@@ -206,7 +206,7 @@ impl Adoption {
             warn!(
                 keys = differences.join(", "),
                 "The cluster that runs was started with another configuration and keeps it: what \
-                 was changed takes effect with `down` and `up`."
+                 was changed takes effect with `reload`, `update`, or `down` and `up`."
             );
         }
         config

@@ -362,10 +362,10 @@ pub(crate) struct UpArgs {
     pub(crate) settings: SettingArgs,
 }
 
-/// What the workers are replaced by.
+/// What the processes are replaced by.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
-    /// The program that the new workers run [default: what the others run].
+    /// The program that the new processes run [default: what the others run].
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
     /// Only show how far an update is, or how the last one ended.

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
 /// Variables that speak to one process; a child must not get them.
@@ -28,6 +29,9 @@ const WATCHDOG_PID_VARIABLE: &str = "WATCHDOG_PID";
 pub enum State<'a> {
     /// The start is finished; this process is the service's main one.
     Ready { pid: u32 },
+    /// The configuration or the program is being replaced; [`State::Ready`]
+    /// follows.
+    Reloading,
     /// The end has begun.
     Stopping,
     /// One line for people; a line break in it ends it.
@@ -99,6 +103,9 @@ impl Notifier {
 fn message(state: &State<'_>) -> String {
     match state {
         State::Ready { pid } => format!("READY=1\nMAINPID={pid}"),
+        // With the moment, so that a manager can tell an answer to its own
+        // request from one to an earlier one.
+        State::Reloading => format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()),
         State::Stopping => "STOPPING=1".into(),
         State::Status(text) => {
             let line = text.split('\n').next().unwrap_or_default();
@@ -106,6 +113,14 @@ fn message(state: &State<'_>) -> String {
         }
         State::Watchdog => "WATCHDOG=1".into(),
     }
+}
+
+/// `CLOCK_MONOTONIC`, which the manager reads as well.
+fn monotonic_micros() -> u128 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u128::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u128::try_from(now.tv_nsec).unwrap_or(0);
+    seconds * 1_000_000 + nanos / 1_000
 }
 
 /// How often the manager wants to hear [`State::Watchdog`]: half of the time
@@ -158,6 +173,16 @@ mod tests {
                 assert_eq!(heard(&manager), message);
             }
         }
+    }
+
+    #[test]
+    fn a_reload_is_told_with_the_moment_on_the_monotonic_clock() {
+        let before = monotonic_micros();
+        let message = message(&State::Reloading);
+        let micros = message
+            .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
+            .unwrap();
+        assert!((before..=monotonic_micros()).contains(&micros.parse().unwrap()));
     }
 
     #[test]

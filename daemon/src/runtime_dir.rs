@@ -6,7 +6,10 @@ use std::{
     env,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -21,6 +24,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The longest name of a socket that is ever put into the directory:
 /// `broker-SLOT-INCARNATION.sock`, and the same for a worker.
 const SOCKET_NAME_BYTES_MAX: usize = 32;
+/// The file in a runtime directory that nodes are started with.
+pub const CONFIG_NAME: &str = "config.toml";
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -35,7 +40,18 @@ pub struct RuntimeDir {
 #[derive(Debug)]
 pub struct RuntimeLock {
     // The kernel's lock lives as long as the open file.
-    _file: File,
+    file: File,
+}
+
+impl RuntimeLock {
+    /// The same claim in a descriptor of its own: it stands until both are gone.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
 }
 
 /// Why a runtime directory cannot be used. The messages say what to do.
@@ -167,7 +183,7 @@ impl RuntimeDir {
     /// The effective configuration, which nodes are started with.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG_NAME)
     }
 
     /// The memory that workers share to balance what they accept.
@@ -219,7 +235,31 @@ impl RuntimeDir {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(fail)?;
-        Ok(RuntimeLock { _file: file })
+        Ok(RuntimeLock { file })
+    }
+
+    /// Goes on with the claim that an earlier program of this process had.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor is not that of the lock file, or holds no lock.
+    pub fn keep_lock(&self, lock: OwnedFd) -> Result<RuntimeLock, RuntimeDirError> {
+        let keep = || -> io::Result<RuntimeLock> {
+            let file = File::from(lock);
+            let (held, named) = (file.metadata()?, fs::metadata(self.path.join("lock"))?);
+            if (held.dev(), held.ino()) != (named.dev(), named.ino()) {
+                return Err(io::Error::other(
+                    "the earlier program's lock is another one",
+                ));
+            }
+            // Whoever holds it already gets it again.
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(RuntimeLock { file })
+        };
+        keep().map_err(|source| RuntimeDirError::Io {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Blocks until no process holds the directory's lock.
@@ -413,6 +453,23 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(lock);
         dir.lock().unwrap();
+    }
+
+    #[test]
+    fn a_claim_that_is_passed_on_is_never_free_in_between() {
+        let (_parent, dir) = new();
+        let lock = dir.lock().unwrap();
+        let shared = lock.share().unwrap();
+        drop(lock);
+        let refused = dir.lock();
+        assert!(matches!(refused, Err(RuntimeDirError::Live { .. })));
+        let lock = dir.keep_lock(shared).unwrap();
+        let refused = dir.lock();
+        assert!(matches!(refused, Err(RuntimeDirError::Live { .. })));
+        drop(lock);
+        dir.lock().unwrap();
+        let other = File::open("/dev/null").unwrap();
+        assert!(dir.keep_lock(other.into()).is_err());
     }
 
     #[test]

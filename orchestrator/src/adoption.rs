@@ -40,12 +40,16 @@ pub(crate) struct Adopted {
 
 /// Looks for what an earlier orchestrator has left in `dir`, and ends whatever
 /// of it cannot be taken over. Only for the holder of the directory's lock,
-/// before it has started any node itself.
+/// before it has started any node itself. `listener` is the listening socket, if
+/// it is there already.
 ///
 /// # Errors
 ///
 /// When the system's processes cannot be read.
-pub(crate) fn look(dir: &RuntimeDir) -> io::Result<Option<Adoption>> {
+pub(crate) fn look(
+    dir: &RuntimeDir,
+    listener: Option<TcpListener>,
+) -> io::Result<Option<Adoption>> {
     let found = process::nodes_of(dir.path())?;
     let state = state::read(&dir.state_file()).unwrap_or_else(|error| {
         warn!(
@@ -72,7 +76,7 @@ pub(crate) fn look(dir: &RuntimeDir) -> io::Result<Option<Adoption>> {
             None
         }
     };
-    let listener = ask_for_listener(dir.path(), &nodes);
+    let listener = listener.or_else(|| ask_for_listener(dir.path(), &nodes));
     // Workers that keep the address and do not give it away must go.
     let is_kept = |role| config.is_some() && (role == Role::Broker || listener.is_some());
     let (nodes, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -202,7 +206,7 @@ impl Adoption {
             warn!(
                 keys = differences.join(", "),
                 "The cluster that runs was started with another configuration and keeps it: what \
-                 was changed takes effect with `down` and `up`."
+                 was changed takes effect with `reload`, `update`, or `down` and `up`."
             );
         }
         config

@@ -284,6 +284,45 @@ pub(crate) fn log_filter(answer: &pb::LogFilterResponse, json: bool) -> String {
     text
 }
 
+pub(crate) fn reloaded(answer: &pb::ReloadResponse, json: bool) -> String {
+    #[derive(Serialize)]
+    struct Reloaded<'a> {
+        changed: &'a [String],
+        needs_update: &'a [String],
+        fixed: &'a [String],
+        silent: &'a [String],
+    }
+    let pb::ReloadResponse {
+        changed,
+        needs_update,
+        fixed,
+        silent,
+    } = answer;
+    if json {
+        return json_text(&Reloaded {
+            changed,
+            needs_update,
+            fixed,
+            silent,
+        });
+    }
+    let mut text = if changed.is_empty() {
+        "Nothing has changed that changes at once; key files were read again.\n".to_owned()
+    } else {
+        format!("In effect: {}\n", changed.join(", "))
+    };
+    for (keys, what) in [
+        (needs_update, "Takes new processes, so see `update`"),
+        (fixed, "Takes `down` and `up`"),
+        (silent, "Not confirmed, and told again later"),
+    ] {
+        if !keys.is_empty() {
+            text += &format!("{what}: {}\n", keys.join(", "));
+        }
+    }
+    text
+}
+
 /// What is not in a list because nobody knows it now.
 fn missing(silent: &[String]) -> String {
     if silent.is_empty() {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
@@ -53,6 +53,14 @@ pub(crate) enum Verb {
     },
     /// End the cluster: close the clients in a paced way, then all processes.
     Down {
+        /// Close the clients without a status: they come back at once, to another
+        /// host where a load balancer sends them there. Otherwise they are told that
+        /// the cluster goes, and wait.
+        #[arg(long)]
+        drain: bool,
+        /// Over how long the clients are spread [default: shutdown.timeout].
+        #[arg(long, value_name = "DURATION", requires = "drain", value_parser = drain_time)]
+        within: Option<Duration>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -75,12 +83,18 @@ pub(crate) enum Verb {
     },
     /// Change the number of workers and brokers while the cluster runs.
     Scale(ScaleArgs),
-    /// Replace all workers, one after the other, without a disconnect; ends once
-    /// that is through.
+    /// Replace all workers and brokers, one after the other, and the orchestrator
+    /// in place, without a disconnect; ends once that is through.
     Update(UpdateArgs),
     /// Hand connections over from workers that have many to those that have few,
     /// without a disconnect; ends once that is through.
     Rebalance {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Read the configuration again: what can change while the processes run does,
+    /// the rest is named. SIGHUP does the same.
+    Reload {
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -168,6 +182,10 @@ pub(crate) enum Verb {
     /// Measure the running cluster, or any SocketCluster server, and account for
     /// every publication.
     Bench(Box<muster_bench::Options>),
+    /// Say by the exit code whether this program can go on with the cluster of the
+    /// runtime directory; `update` asks.
+    #[command(hide = true)]
+    TakeoverCheck,
     /// Be a worker; the orchestrator starts these.
     #[command(hide = true)]
     Worker(NodeArgs),
@@ -302,14 +320,19 @@ impl Verb {
     /// Whether answers and errors are to be JSON.
     pub(crate) fn json(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Completions { .. } | Self::Worker(_) | Self::Broker(_) => false,
+            Self::Up(_)
+            | Self::Completions { .. }
+            | Self::TakeoverCheck
+            | Self::Worker(_)
+            | Self::Broker(_) => false,
             Self::Bench(options) => options.json(),
             Self::Scale(args) => args.json,
             Self::Journal(JournalVerb::Check(args)) => args.output.json,
             Self::Update(args) => args.output.json,
             Self::Status { output }
-            | Self::Down { output }
+            | Self::Down { output, .. }
             | Self::Rebalance { output }
+            | Self::Reload { output }
             | Self::CheckConfig { output, .. }
             | Self::PrintConfig { output, .. }
             | Self::Kick { output, .. }
@@ -339,10 +362,10 @@ pub(crate) struct UpArgs {
     pub(crate) settings: SettingArgs,
 }
 
-/// What the workers are replaced by.
+/// What the processes are replaced by.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
-    /// The program that the new workers run [default: what the others run].
+    /// The program that the new processes run [default: what the others run].
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
     /// Only show how far an update is, or how the last one ended.
@@ -437,6 +460,16 @@ fn close_code(text: &str) -> Result<u16, String> {
     match code {
         1000..=1003 | 1007..=1014 | 3000..=4999 => Ok(code),
         _ => Err("a close code is 1000 to 1003, 1007 to 1014, or 3000 to 4999".into()),
+    }
+}
+
+/// At least a second: what comes back at once should not come all at once.
+fn drain_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time) {
+        Ok(time)
+    } else {
+        Err("a drain takes 1s to 24h".into())
     }
 }
 
@@ -568,6 +601,9 @@ mod tests {
             "orchestrator history a --before 00c0ffee00c0ffee:",
             "orchestrator connections --limit many",
             "orchestrator up --json",
+            "orchestrator down --within 5s",
+            "orchestrator down --drain --within 5",
+            "orchestrator down --drain --within 1ms",
             "orchestrator scale",
             "orchestrator scale --workers 0",
             "orchestrator scale --workers 257",
@@ -623,6 +659,7 @@ mod tests {
             "connections",
             "history a",
             "log-filter",
+            "reload",
         ] {
             let cli = parse(&format!("orchestrator {verb} --json")).unwrap();
             assert!(cli.verb.json(), "{verb}");

@@ -8,14 +8,17 @@ mod lives;
 mod operate;
 mod orders;
 mod rebalance;
+mod reload;
 mod scale;
 mod serve;
 mod update;
+mod update_brokers;
+mod update_orchestrator;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use muster_daemon::{
-    clock,
+    Config, clock,
     config::SupervisionConfig,
     signals::{Signals, Stop},
 };
@@ -36,11 +39,13 @@ use crate::{
     calls::{Calls, Gathered, NotAsked},
     cli::Size,
     console::Console,
-    control::{JoinRefused, Request},
+    control::{Ending, JoinRefused, Request},
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
     process::Process,
+    reexec::Kept,
+    reload::ConfigSource,
     service::{Due, Service},
     spawn::{Ended, Spawner},
     state::StateFile,
@@ -75,6 +80,14 @@ pub(crate) struct Settings {
     pub(crate) terminal: bool,
     /// Where a table is wanted.
     pub(crate) table: Option<Console>,
+    /// What a program gets that is executed in the place of this one.
+    pub(crate) kept: Option<Arc<Kept>>,
+    /// Nodes and clients are those of an earlier program of this process.
+    pub(crate) is_executed_anew: bool,
+    /// Where the configuration can be read again.
+    pub(crate) source: ConfigSource,
+    /// What nodes are started with.
+    pub(crate) config: Config,
 }
 
 /// Why a cluster ended otherwise than asked.
@@ -125,11 +138,24 @@ pub(crate) struct Cluster {
     orders: orders::Orders,
     /// The update that is under way, or the last one.
     update: Option<update::Run>,
+    /// What comes in it after the workers.
+    following: Option<update_brokers::Following>,
+    /// The end of the one before this process.
+    last_update: Option<pb::UpdateStatusResponse>,
+    /// It is not told before the nodes are back, or this moment is.
+    rejoin_until: Option<Millis>,
     rebalance: rebalance::Rebalance,
+    /// What an update's failure brings back.
+    config_before: Option<Config>,
+    /// Workers may have been started with another configuration than they are to
+    /// have.
+    has_reloaded: bool,
     children: JoinSet<Ended>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
     state_file: StateFile,
+    /// What this process's own program was called, if somebody chose it.
+    own_program: Option<PathBuf>,
     service: Service,
     stage: Stage,
     failure: Option<ClusterError>,
@@ -153,12 +179,18 @@ impl Cluster {
             calls: Calls::after(operate::first_query(settings.incarnation)),
             orders: orders::Orders::after(operate::first_query(settings.incarnation)),
             update: None,
+            following: None,
+            last_update: None,
+            rejoin_until: None,
             rebalance: rebalance::Rebalance::default(),
+            config_before: None,
+            has_reloaded: false,
             settings,
             spawner,
             children: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,
+            own_program: None,
             service: Service::new(),
             stage: Stage::Starting,
             failure: None,
@@ -212,6 +244,7 @@ impl Cluster {
                 self.feed(now, id, Event::Woken);
             }
         }
+        self.await_rejoin(now);
         self.advance_update(now);
         self.advance_rebalance();
         self.set_brokers_aside(now);
@@ -284,6 +317,7 @@ impl Cluster {
             self.resize.and_then(|resize| resize.wake_at()),
             self.calls.wake_at(),
             self.update_wake_at(),
+            self.following_wake_at(),
         ];
         times.into_iter().flatten().min()
     }
@@ -325,8 +359,11 @@ impl Cluster {
                 // An operator that gave up needs no answer, here and below.
                 let _ = answer.send(self.status(now));
             }
-            Request::Down { answer } => {
-                self.stop(now, Stop::Graceful);
+            Request::Down { how, answer } => {
+                match how {
+                    Ending::GoAway => self.stop(now, Stop::Graceful),
+                    Ending::Drain(within) => self.drain(now, within),
+                }
                 let _ = answer.send(());
             }
             Request::Query {
@@ -340,6 +377,9 @@ impl Cluster {
             Request::Update { program, answer } => {
                 let _ = answer.send(self.begin_update(now, program));
             }
+            Request::Reload { answer } => {
+                let _ = answer.send(self.reload());
+            }
             Request::Rebalance { answer } => self.begin_rebalance(now, answer),
             Request::UpdateStatus { answer } => {
                 let _ = answer.send(self.update_status(now));
@@ -349,6 +389,7 @@ impl Cluster {
 
     fn joined(&mut self, now: Millis, node: &Joined) {
         self.tell_log_filter(node.id);
+        self.tell_config(node.id);
         // Nodes that are ending need no view.
         if matches!(self.stage, Stage::Starting | Stage::Running) {
             let tells = self.membership.joined(now, node);
@@ -424,7 +465,7 @@ impl Cluster {
         if self.settings.terminal {
             self.stop(now, Stop::Graceful);
         } else {
-            info!("SIGHUP changes nothing: the configuration is read at start.");
+            self.reload_for_nobody();
         }
     }
 

@@ -5,7 +5,7 @@ mod client;
 mod operators;
 mod server;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use muster_proto::control as pb;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,7 @@ pub(crate) use self::{
 use crate::{
     calls::{Gathered, NotAsked},
     membership::Joined,
+    reload::{Reload, ReloadError},
 };
 
 /// Requests that wait for the cluster's turn; beyond it their streams are not read.
@@ -43,13 +44,12 @@ pub(crate) enum Request {
         report: pb::node_report::Report,
     },
     /// A node's stream ended.
-    Leave {
-        stream: u64,
-    },
+    Leave { stream: u64 },
     Status {
         answer: oneshot::Sender<pb::StatusResponse>,
     },
     Down {
+        how: Ending,
         answer: oneshot::Sender<()>,
     },
     /// Something for nodes to answer.
@@ -62,7 +62,7 @@ pub(crate) enum Request {
         goal: Goal,
         answer: oneshot::Sender<Result<pb::ScaleResponse, ScaleRefused>>,
     },
-    /// Replace all workers; with this program, if one is named.
+    /// Replace all processes; with this program, if one is named.
     Update {
         program: Option<PathBuf>,
         answer: oneshot::Sender<Result<(), UpdateRefused>>,
@@ -71,9 +71,23 @@ pub(crate) enum Request {
     Rebalance {
         answer: oneshot::Sender<Result<pb::RebalanceResponse, RebalanceRefused>>,
     },
+    /// Read the configuration again.
+    Reload {
+        answer: oneshot::Sender<Result<Reload, ReloadError>>,
+    },
     UpdateStatus {
         answer: oneshot::Sender<pb::UpdateStatusResponse>,
     },
+}
+
+/// How the clients of a cluster that ends are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// They are told that it goes; stock clients wait before they try again.
+    GoAway,
+    /// So that they come back at once, elsewhere, spread over the time given or
+    /// that of the configuration.
+    Drain(Option<Duration>),
 }
 
 /// Who is asked.
@@ -107,7 +121,7 @@ pub(crate) struct Goal {
 pub(crate) enum ScaleRefused {
     #[error("the cluster is ending")]
     Ending,
-    #[error("the workers are being updated: `update --status` shows how far that is")]
+    #[error("the cluster is being updated: `update --status` shows how far that is")]
     Updating,
     #[error("the cluster is starting: brokers can be scaled once every node has been ready")]
     Starting,
@@ -131,10 +145,15 @@ pub(crate) enum UpdateRefused {
     Starting,
     #[error("an update is under way: `update --status` shows how far it is")]
     Busy,
-    #[error("the number of workers is being changed: wait until `status` shows none that drains")]
+    #[error(
+        "the number of workers or brokers is being changed: wait until `status` shows none that \
+         drains and no scaling"
+    )]
     Scaling,
     #[error("connections are being handed over: try again in a moment")]
     HandingOver,
+    #[error("{0}; nothing was replaced")]
+    Config(String),
     #[error("{} cannot be run: {reason}", program.display())]
     Program { program: PathBuf, reason: String },
 }
@@ -146,7 +165,7 @@ pub(crate) enum RebalanceRefused {
     Ending,
     #[error("the cluster is starting: try again once every node has been ready")]
     Starting,
-    #[error("the workers are being updated: `update --status` shows how far that is")]
+    #[error("the cluster is being updated: `update --status` shows how far that is")]
     Updating,
 }
 

@@ -139,6 +139,19 @@ impl Fleet {
         self.nodes.insert(worker(slot), node);
     }
 
+    /// How long all nodes may be silent from now on.
+    pub(crate) fn set_supervision(&mut self, supervision: &SupervisionConfig) {
+        self.supervision = supervision.clone();
+        for (id, node) in &mut self.nodes {
+            node.slot.set_patience(patience(id.role, supervision));
+        }
+    }
+
+    /// What new slots run.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What new slots run from now on.
     pub(crate) fn set_program(&mut self, program: Arc<Path>) {
         self.program = program;

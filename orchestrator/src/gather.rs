@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_proto::control::{
-    ChannelCount, ChannelsResult, ClientResult, Connection, ConnectionsResult, HistoryResult,
-    PublishResult, WorkerConnections, query::Request, reply::Answer,
+    self as pb, ChannelCount, ChannelsResult, ClientResult, Connection, ConnectionsResult,
+    HistoryResult, PublishResult, WorkerConnections, query::Request, reply::Answer,
 };
 
 use crate::node::NodeId;
@@ -19,7 +19,7 @@ pub(crate) enum Gather {
     Channels(Channels),
     Connections(Connections),
     /// The nodes that refused.
-    LogFilter(BTreeSet<NodeId>),
+    Refused(BTreeSet<NodeId>),
 }
 
 /// What an answer meant.
@@ -66,7 +66,7 @@ impl Gather {
                 oldest: Vec::new(),
                 workers: Vec::new(),
             }),
-            Request::LogFilter(_) => Self::LogFilter(BTreeSet::new()),
+            Request::LogFilter(_) | Request::Reload(_) => Self::Refused(BTreeSet::new()),
         }
     }
 
@@ -96,8 +96,14 @@ impl Gather {
                 connections.add(node, part);
                 Taken::Part
             }
-            (Self::LogFilter(refused), Some(Answer::LogFilter(result))) => {
-                if !result.error.is_empty() {
+            (
+                Self::Refused(refused),
+                Some(
+                    Answer::LogFilter(pb::LogFilterResult { error })
+                    | Answer::Reload(pb::ReloadResult { error }),
+                ),
+            ) => {
+                if !error.is_empty() {
                     refused.insert(node);
                 }
                 Taken::Part
@@ -244,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_something_else_is_nonsense() {
-        let mut gather = Gather::LogFilter(BTreeSet::new());
+        let mut gather = Gather::Refused(BTreeSet::new());
         let other = Answer::Client(ClientResult::default());
         assert_eq!(gather.take(worker(1), Some(other)), Taken::Nonsense);
         assert_eq!(gather.take(worker(1), None), Taken::Nonsense);

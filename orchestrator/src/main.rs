@@ -17,6 +17,9 @@ mod membership;
 mod node;
 mod operate;
 mod process;
+mod programs;
+mod reexec;
+mod reload;
 mod scale;
 mod service;
 mod spawn;
@@ -25,6 +28,7 @@ mod supervisor;
 mod table;
 mod up;
 mod update;
+mod watching;
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +46,8 @@ use muster_daemon::{
     Config, NodeArgs,
     config::{self, ConfigError, Loaded, Override},
     descriptors::{self, DescriptorsError},
-    exit, runtime_dir,
+    exit,
+    runtime_dir::{self, RuntimeDir},
     telemetry::{self, Identity, TelemetryError},
 };
 use muster_worker::AuthError;
@@ -53,7 +58,9 @@ use crate::{
     journal::{CheckArgs, Damage, JournalError, JournalVerb, Report, Shard},
     node::Role,
     operate::DataError,
-    up::{CheckKey, UpError},
+    reexec::TakeoverError,
+    reload::ConfigSource,
+    up::UpError,
 };
 
 fn main() -> ExitCode {
@@ -104,6 +111,8 @@ enum Fatal {
     Data(#[from] DataError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error("cannot take over")]
+    Takeover(#[from] TakeoverError),
     #[error("cannot look at the journal")]
     Check(#[from] check::CheckError),
 }
@@ -122,6 +131,7 @@ impl Fatal {
             | Self::Node { .. }
             | Self::Runtime(_)
             | Self::Print(_)
+            | Self::Takeover(_)
             | Self::Check(_) => exit::FAILURE,
         }
     }
@@ -136,9 +146,12 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     let file = file.as_deref();
     match verb {
         Verb::Up(args) => {
-            let loaded = load(file, &args.settings.overrides())?;
-            let check_key: CheckKey = |auth| Ok(muster_worker::check_key(auth)?);
-            Ok(up::up(loaded, runtime_dir, &args, check_key)?)
+            let source = ConfigSource {
+                file: file.map(Into::into),
+                overrides: args.settings.overrides(),
+                check_key: |auth| Ok(muster_worker::check_key(auth)?),
+            };
+            Ok(up::up(source, runtime_dir, &args)?)
         }
         Verb::CheckConfig { output, settings } => {
             check_config(file, &settings.overrides(), output.json)
@@ -155,6 +168,11 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         }
         Verb::Journal(JournalVerb::Check(args)) => check_journal(&args, file, runtime_dir),
         Verb::Bench(options) => bench(&options, runtime_dir),
+        Verb::TakeoverCheck => {
+            let dir = runtime_dir.unwrap_or_else(runtime_dir::default_path);
+            let dir = RuntimeDir::open(&dir).map_err(UpError::from)?;
+            Ok(reexec::can_take_over(&dir)?)
+        }
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
@@ -162,6 +180,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         | Verb::Scale(_)
         | Verb::Update(_)
         | Verb::Rebalance { .. }
+        | Verb::Reload { .. }
         | Verb::Kick { .. }
         | Verb::Disconnect { .. }
         | Verb::Publish { .. }

@@ -145,6 +145,15 @@ impl Membership {
         slots.all(|slot| self.applied.get(&slot) == Some(&self.view.epoch()))
     }
 
+    /// Whether this life of a broker has its shards, and workers know it.
+    pub(crate) fn has_shards(&self, slot: u32, incarnation: u64) -> bool {
+        let is_life =
+            |broker: &BrokerNode| broker.slot == slot && broker.incarnation == incarnation;
+        self.is_published()
+            && self.view.brokers().iter().any(is_life)
+            && self.applied.get(&slot) == Some(&self.view.epoch())
+    }
+
     /// The current view; epoch 0 before the first.
     pub(crate) fn view(&self) -> &View {
         &self.view

@@ -58,8 +58,10 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
                 table::status(&status, &dir)
             }
         }
-        Verb::Down { .. } => {
-            operator.down().await?;
+        Verb::Down { drain, within, .. } => {
+            let within = within.unwrap_or_default();
+            let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+            operator.down(drain.then_some(within)).await?;
             drop(operator);
             dir.wait_until_free().map_err(OperatorError::from)?;
             answers::ended(&dir.path().display().to_string(), json)
@@ -79,6 +81,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
             answers::connections(&operator.connections(which.request()).await?, json)
         }
         Verb::Rebalance { .. } => answers::rebalanced(&operator.rebalance().await?, json),
+        Verb::Reload { .. } => answers::reloaded(&operator.reload().await?, json),
         Verb::LogFilter { filter, .. } => {
             answers::log_filter(&operator.log_filter(filter).await?, json)
         }
@@ -95,6 +98,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         | Verb::Completions { .. }
         | Verb::Bench(_)
         | Verb::Journal(_)
+        | Verb::TakeoverCheck
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };
@@ -130,6 +134,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::Scale(_)
         | Verb::Update(_)
         | Verb::Rebalance { .. }
+        | Verb::Reload { .. }
         | Verb::Status { .. }
         | Verb::Down { .. }
         | Verb::CheckConfig { .. }
@@ -142,6 +147,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::History { .. }
         | Verb::Connections { .. }
         | Verb::LogFilter { .. }
+        | Verb::TakeoverCheck
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs act on no connection"),
     }

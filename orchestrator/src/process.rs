@@ -5,16 +5,20 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+        fd::{AsFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _, process::ExitStatusExt as _},
     },
     path::Path,
+    process::ExitStatus,
     time::Duration,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, geteuid, pidfd_open, pidfd_send_signal,
+        waitid,
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::debug;
@@ -93,7 +97,11 @@ pub(crate) fn start_ticks(pid: u32) -> io::Result<u64> {
 impl Process {
     /// The process that has this pid now.
     fn open(pid: i32) -> io::Result<Self> {
-        let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        Self::of(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?)
+    }
+
+    /// The same.
+    pub(crate) fn of(raw: Pid) -> io::Result<Self> {
         // Before anything about it is read, so all that is read is about it: a
         // pid is not used again while a descriptor holds it.
         let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
@@ -122,19 +130,31 @@ impl Process {
         matches!(poll(&mut polled, Some(&timeout)), Ok(ready) if ready > 0)
     }
 
-    /// Waits until it has ended. Cancel-safe.
+    /// Waits until it has ended; says how if that can be known. Cancel-safe.
     ///
     /// # Errors
     ///
     /// When it cannot be watched.
-    pub(crate) async fn wait(&self) -> io::Result<()> {
+    pub(crate) async fn wait(&self) -> io::Result<Option<ExitStatus>> {
         #[expect(
             deprecated,
             reason = "its successor is unsafe for descriptors that may close early; this one is owned"
         )]
         let pidfd = AsyncFd::with_interest(self.pidfd.try_clone()?, Interest::READABLE)?;
         let _ended = pidfd.readable().await?;
-        Ok(())
+        Ok(self.reap())
+    }
+
+    /// How it ended, if it is this process's child after all: an earlier program
+    /// of this process may have started it.
+    fn reap(&self) -> Option<ExitStatus> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let ended = waitid(WaitId::PidFd(self.pidfd.as_fd()), options).ok()??;
+        let signal = ended.terminating_signal();
+        // As wait(2) says it.
+        signal
+            .or(ended.exit_status().map(|code| code << 8))
+            .map(ExitStatus::from_raw)
     }
 }
 
@@ -259,9 +279,11 @@ mod tests {
         let process = Process::open(pid).unwrap();
         assert!(!process.wait_blocking(Duration::ZERO));
         process.signal(Signal::KILL);
-        process.wait().await.unwrap();
+        let status = process.wait().await.unwrap();
+        assert_eq!(status.and_then(|status| status.signal()), Some(9));
         assert!(process.wait_blocking(Duration::ZERO));
-        child.wait().unwrap();
         process.signal(Signal::KILL);
+        assert!(child.wait().is_err(), "it has been waited for");
+        assert_eq!(process.wait().await.unwrap(), None);
     }
 }

@@ -112,6 +112,24 @@ impl Service {
         }
     }
 
+    /// Another program is about to be executed in this process, or another
+    /// configuration to be read; nothing more is said until [`Self::reloaded`].
+    pub(crate) fn reloading(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            manager.notifier.tell(&State::Reloading);
+        }
+    }
+
+    /// That is over, one way or the other.
+    pub(crate) fn reloaded(&mut self) {
+        if let Some(manager) = &mut self.manager
+            && manager.is_ready
+        {
+            let pid = std::process::id();
+            manager.notifier.tell(&State::Ready { pid });
+        }
+    }
+
     /// The cluster has begun to end.
     pub(crate) fn stopping(&mut self) {
         if let Some(manager) = &mut self.manager

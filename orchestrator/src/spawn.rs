@@ -151,7 +151,8 @@ impl Spawner {
         });
         let end = async move {
             match process.wait().await {
-                Ok(()) => "exit unknown (adopted)".to_owned(),
+                Ok(Some(status)) => describe(status),
+                Ok(None) => "exit unknown (adopted)".to_owned(),
                 Err(error) => {
                     // What cannot be watched must not live beside its successor.
                     process.signal(Signal::KILL);

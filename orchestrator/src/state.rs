@@ -12,6 +12,7 @@ use std::{
 use muster_daemon::runtime_dir::RuntimeDir;
 use muster_proto::{CONTROL_VERSION, View, ViewError, control as pb};
 use muster_wire::Millis;
+use prost::Message as _;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -20,6 +21,7 @@ use crate::{
     cli::Size,
     node::{NodeId, Role},
     process::start_ticks,
+    programs::Programs,
 };
 
 /// Version of the file that this release reads and writes.
@@ -66,6 +68,11 @@ pub(crate) struct State {
     pub(crate) size: Size,
     /// While brokers are added, how many there were.
     pub(crate) brokers_before: Option<u32>,
+    pub(crate) programs: Programs,
+    /// How the last update ended.
+    pub(crate) last_update: Option<pb::UpdateStatusResponse>,
+    /// What nodes log, if an operator has changed it since the start.
+    pub(crate) log_filter: Option<String>,
     pub(crate) lives: BTreeMap<NodeId, LifeState>,
     /// Epoch 0 before the first.
     pub(crate) view: View,
@@ -99,6 +106,17 @@ struct File {
     brokers: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     brokers_before: Option<u32>,
+    /// What nodes run, if not the orchestrator's own program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    program: Option<PathBuf>,
+    /// Slots that run something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    programs: Vec<FileProgram>,
+    /// As in `control.proto`, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_update: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log_filter: Option<String>,
     nodes: Vec<FileNode>,
     view: FileView,
 }
@@ -116,6 +134,14 @@ struct FileNode {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileProgram {
+    role: FileRole,
+    slot: u32,
+    program: PathBuf,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum FileRole {
     Worker,
@@ -191,6 +217,15 @@ impl State {
             return Err(StateError::IncarnationOutOfRange(incarnation));
         }
         let view = View::try_from(pb::View::from(file.view))?;
+        let others = file.programs.into_iter().map(|other| {
+            let role = other.role.into();
+            let slot = other.slot;
+            (NodeId { role, slot }, other.program)
+        });
+        let programs = Programs {
+            default: file.program,
+            others: others.collect(),
+        };
         Ok(Self {
             incarnation,
             started: Millis(file.started_ms),
@@ -199,6 +234,9 @@ impl State {
                 brokers: file.brokers.min(SLOTS_MAX),
             },
             brokers_before: file.brokers_before,
+            programs,
+            last_update: file.last_update.as_deref().and_then(message_of),
+            log_filter: file.log_filter,
             lives,
             view,
         })
@@ -206,11 +244,7 @@ impl State {
 
     fn to_json(&self) -> Vec<u8> {
         let nodes = self.lives.iter().map(|(id, life)| FileNode {
-            role: match id.role {
-                Role::Worker => FileRole::Worker,
-                Role::Broker => FileRole::Broker,
-                Role::Successor => FileRole::Successor,
-            },
+            role: id.role.into(),
             slot: id.slot,
             incarnation: life.incarnation,
             pid: life.pid,
@@ -218,6 +252,15 @@ impl State {
             born_ms: life.born.0,
             restarts: life.restarts,
         });
+        let programs = self
+            .programs
+            .others
+            .iter()
+            .map(|(id, program)| FileProgram {
+                role: id.role.into(),
+                slot: id.slot,
+                program: program.clone(),
+            });
         let file = File {
             version: STATE_VERSION,
             control_version: CONTROL_VERSION,
@@ -226,6 +269,10 @@ impl State {
             workers: self.size.workers,
             brokers: self.size.brokers,
             brokers_before: self.brokers_before,
+            program: self.programs.default.clone(),
+            programs: programs.collect(),
+            last_update: self.last_update.as_ref().map(digits_of),
+            log_filter: self.log_filter.clone(),
             nodes: nodes.collect(),
             view: pb::View::from(&self.view).into(),
         };
@@ -233,13 +280,21 @@ impl State {
     }
 }
 
+fn digits_of(message: &pb::UpdateStatusResponse) -> String {
+    let bytes = message.encode_to_vec();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What cannot be read is only an update's figures.
+fn message_of(digits: &str) -> Option<pb::UpdateStatusResponse> {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+    pb::UpdateStatusResponse::decode(&*bytes?).ok()
+}
+
 impl FileNode {
     fn into_life(self) -> (NodeId, LifeState) {
-        let role = match self.role {
-            FileRole::Worker => Role::Worker,
-            FileRole::Broker => Role::Broker,
-            FileRole::Successor => Role::Successor,
-        };
+        let role = self.role.into();
         let slot = self.slot;
         let life = LifeState {
             incarnation: self.incarnation,
@@ -249,6 +304,26 @@ impl FileNode {
             restarts: self.restarts,
         };
         (NodeId { role, slot }, life)
+    }
+}
+
+impl From<Role> for FileRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Worker => Self::Worker,
+            Role::Broker => Self::Broker,
+            Role::Successor => Self::Successor,
+        }
+    }
+}
+
+impl From<FileRole> for Role {
+    fn from(role: FileRole) -> Self {
+        match role {
+            FileRole::Worker => Self::Worker,
+            FileRole::Broker => Self::Broker,
+            FileRole::Successor => Self::Successor,
+        }
     }
 }
 
@@ -301,6 +376,10 @@ impl StateFile {
             written: None,
             is_failing: false,
         }
+    }
+
+    pub(crate) fn dir(&self) -> &RuntimeDir {
+        &self.dir
     }
 
     /// When a process that lives was started, in clock ticks since the machine
@@ -371,6 +450,9 @@ mod tests {
                 brokers: 1,
             },
             brokers_before: None,
+            programs: Programs::default(),
+            last_update: None,
+            log_filter: None,
             lives: BTreeMap::from([
                 (id(Role::Worker, 2), life),
                 (id(Role::Broker, 1), LifeState { pid: 4712, ..life }),
@@ -397,6 +479,16 @@ mod tests {
         let before_the_first_view = State {
             view: View::default(),
             brokers_before: Some(1),
+            programs: Programs {
+                default: Some("/opt/two".into()),
+                others: BTreeMap::from([(id(Role::Broker, 1), "/opt/one".into())]),
+            },
+            last_update: Some(pb::UpdateStatusResponse {
+                state: "done".into(),
+                moved: 7,
+                ..pb::UpdateStatusResponse::default()
+            }),
+            log_filter: Some("debug".into()),
             ..state()
         };
         file.write(before_the_first_view.clone());

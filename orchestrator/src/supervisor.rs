@@ -5,9 +5,11 @@ mod resize;
 mod slot;
 mod turns;
 mod update;
+mod update_brokers;
 
 pub(crate) use balance::{Load, Move, even_out, share_out};
 pub(crate) use resize::{Facts, Next, Resize};
 pub(crate) use slot::{Action, Event, Exit, Life, Patience, Phase, Slot};
 pub(crate) use turns::{TURN_MAX, Turns};
 pub(crate) use update::{Facts as UpdateFacts, Handed, Next as UpdateNext, Successor, Update};
+pub(crate) use update_brokers::{BrokerUpdate, Filling, Next as BrokerNext};

@@ -3,9 +3,12 @@
 
 use std::{
     error::Error,
+    ffi::OsStr,
     io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
@@ -13,7 +16,7 @@ use muster_daemon::{
     Config,
     auth_key::{self, AuthKeyError},
     clock,
-    config::{AuthConfig, Loaded, LogFormat},
+    config::{self, ConfigError, LogFormat},
     descriptors::{self, DescriptorsError},
     exit,
     runtime_dir::{self, RuntimeDir, RuntimeDirError, RuntimeLock},
@@ -37,6 +40,8 @@ use crate::{
     console::{self, Console},
     control::{self, ServeError},
     logs::LineSink,
+    reexec::{self, Inherited, Kept},
+    reload::{CheckKey, ConfigSource},
     spawn::Spawner,
     state::StateFile,
 };
@@ -48,19 +53,19 @@ const GATE_BYTES: usize = 64 * 256;
 /// Incarnations of one orchestrator; the next one's are higher.
 const INCARNATIONS: u64 = 1_000_000;
 
-/// Says whether workers could use the configured key, which only they know how to
-/// read.
-pub(crate) type CheckKey = fn(&AuthConfig) -> Result<(), Box<dyn Error + Send + Sync>>;
-
 /// Why a cluster did not start, or ended otherwise than asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
     #[error("cannot start the console's thread")]
     Console(#[source] io::Error),
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    #[error("cannot go on with what the earlier program of this process left")]
+    Inherited(#[source] io::Error),
     #[error("cannot look for nodes that an earlier orchestrator left")]
     Adoption(#[source] io::Error),
     #[error("invalid configuration")]
@@ -89,11 +94,14 @@ pub(crate) enum UpError {
 impl UpError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Telemetry(_) | Self::Descriptors(_) | Self::AuthKey(_) | Self::UnusableKey(_) => {
-                exit::CONFIG
-            }
+            Self::Config(_)
+            | Self::Telemetry(_)
+            | Self::Descriptors(_)
+            | Self::AuthKey(_)
+            | Self::UnusableKey(_) => exit::CONFIG,
             Self::Console(_)
             | Self::RuntimeDir(_)
+            | Self::Inherited(_)
             | Self::Adoption(_)
             | Self::PortInUse { .. }
             | Self::Listen { .. }
@@ -111,12 +119,19 @@ impl UpError {
 ///
 /// What kept it from starting, or made it end.
 pub(crate) fn up(
-    loaded: Loaded,
+    source: ConfigSource,
     runtime_dir: Option<PathBuf>,
     args: &UpArgs,
-    check_key: CheckKey,
 ) -> Result<(), UpError> {
-    let mut config = loaded.config;
+    let runtime_dir = runtime_dir.unwrap_or_else(runtime_dir::default_path);
+    let inherited = reexec::inherited().map_err(UpError::Inherited)?;
+    let mut config = if inherited.is_some() {
+        // What the nodes run with; the source may be in the middle of a change.
+        let file = runtime_dir.join(runtime_dir::CONFIG_NAME);
+        config::load(Some(&file), std::iter::empty(), &[])?.config
+    } else {
+        source.load()?.config
+    };
     let terminal = io::stderr().is_terminal();
     config.log.format = telemetry::resolve(config.log.format, terminal);
     let console = Console::start().map_err(UpError::Console)?;
@@ -128,21 +143,39 @@ pub(crate) fn up(
     telemetry::init_with(&config.log.filter, config.log.format, identity, move || {
         writer.clone()
     })?;
-    let ended = run(config, runtime_dir, args, check_key, &console);
+    let begin = Begin {
+        config,
+        source,
+        inherited,
+    };
+    let ended = run(begin, &runtime_dir, args, &console);
     console.finish();
     ended
 }
 
-fn run(
+/// What is known at the very beginning.
+struct Begin {
     config: Config,
-    runtime_dir: Option<PathBuf>,
-    args: &UpArgs,
-    check_key: CheckKey,
-    console: &Console,
-) -> Result<(), UpError> {
-    let dir = RuntimeDir::create(&runtime_dir.unwrap_or_else(runtime_dir::default_path))?;
-    let lock = dir.lock()?;
-    let prepared = prepare(config, &dir, &lock, check_key)?;
+    source: ConfigSource,
+    inherited: Option<Inherited>,
+}
+
+fn run(begin: Begin, runtime_dir: &Path, args: &UpArgs, console: &Console) -> Result<(), UpError> {
+    let Begin {
+        config,
+        source,
+        inherited,
+    } = begin;
+    let dir = RuntimeDir::create(runtime_dir)?;
+    let (lock, sockets) = match inherited {
+        Some(Inherited {
+            lock,
+            listener,
+            control,
+        }) => (dir.keep_lock(lock)?, Some((listener, control))),
+        None => (dir.lock()?, None),
+    };
+    let prepared = prepare(config, &dir, &lock, sockets, source.check_key)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -151,10 +184,18 @@ fn run(
     let text = prepared.config.log.format == LogFormat::Text;
     let table = (text && console::can_redraw()).then(|| console.clone());
     let size = match &prepared.adoption {
+        // Nobody has asked for another size since.
+        Some(adoption) if prepared.control.is_some() => adoption.state.size,
         Some(adoption) => adoption.size(args),
         None => args.size(cores),
     };
-    let ended = runtime.block_on(serve(prepared, &dir, size, console, table));
+    let ended = runtime.block_on(serve(
+        (prepared, source),
+        (&dir, &lock),
+        size,
+        console,
+        table,
+    ));
     match ended {
         // No node is left, and the next `up` should find no socket of ours.
         Ok(()) | Err(UpError::Cluster(_)) => {
@@ -174,30 +215,48 @@ struct Prepared {
     config: Config,
     listener: TcpListener,
     listen: SocketAddr,
+    /// The control socket, if it is open already.
+    control: Option<UnixListener>,
     /// What an earlier orchestrator has left.
     adoption: Option<Adoption>,
 }
 
+/// `sockets` are those that the earlier program of this process has left: where
+/// clients connect, and the control socket.
 fn prepare(
     mut config: Config,
     dir: &RuntimeDir,
     lock: &RuntimeLock,
+    sockets: Option<(TcpListener, UnixListener)>,
     check_key: CheckKey,
 ) -> Result<Prepared, UpError> {
     let limit = descriptors::raise_limit();
     descriptors::connections_allowed(&config, limit)?;
-    let mut adoption = adoption::look(dir).map_err(UpError::Adoption)?;
+    let (listener, control) = sockets.unzip();
+    let mut adoption = adoption::look(dir, listener).map_err(UpError::Adoption)?;
+    if control.is_some() {
+        reexec::reap_unknown();
+    }
+    let is_kept = |name: &str| {
+        let is_ours = Some(name)
+            == dir
+                .orchestrator_socket()
+                .file_name()
+                .and_then(OsStr::to_str);
+        control.is_some() && is_ours
+    };
     match &adoption {
         Some(adoption) => {
             adoption.log();
             config = adoption.config(&config);
-            dir.remove_sockets_unless(lock, |name| adoption.owns_socket(name))?;
+            let kept = |name: &str| is_kept(name) || adoption.owns_socket(name);
+            dir.remove_sockets_unless(lock, kept)?;
         }
         None => {
             let mut rng = rand::make_rng::<StdRng>();
             config.auth = auth_key::resolve(&config.auth, dir.path(), &mut rng)?;
             check_key(&config.auth).map_err(UpError::UnusableKey)?;
-            dir.remove_sockets(lock)?;
+            dir.remove_sockets_unless(lock, is_kept)?;
         }
     }
     let addr = config.listener.addr;
@@ -228,6 +287,7 @@ fn prepare(
         config,
         listener,
         listen,
+        control,
         adoption,
     })
 }
@@ -258,8 +318,8 @@ fn listening_socket(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn serve(
-    prepared: Prepared,
-    dir: &RuntimeDir,
+    (prepared, source): (Prepared, ConfigSource),
+    (dir, lock): (&RuntimeDir, &RuntimeLock),
     size: Size,
     console: &Console,
     table: Option<Console>,
@@ -268,16 +328,22 @@ async fn serve(
         config,
         listener,
         listen,
+        control,
         adoption,
     } = prepared;
     // From here on a signal ends the cluster and not just this process.
     let signals = Signals::listen().map_err(UpError::Run)?;
     let hangup = signal(SignalKind::hangup()).map_err(UpError::Run)?;
     let socket = dir.orchestrator_socket();
-    let control_socket = control::bind(&socket).map_err(|source| UpError::Bind {
-        path: socket.clone(),
-        source,
-    })?;
+    let is_executed_anew = control.is_some();
+    let control_socket = match control {
+        Some(control) => control,
+        None => control::bind(&socket).map_err(|source| UpError::Bind {
+            path: socket.clone(),
+            source,
+        })?,
+    };
+    let kept = Kept::of(lock, &listener, &control_socket).map_err(UpError::Run)?;
     if adoption.is_none() {
         info!(%listen, workers = size.workers, brokers = size.brokers, "Starting the cluster.");
     }
@@ -296,6 +362,10 @@ async fn serve(
         incarnation: (clock::unix_seconds() * INCARNATIONS).max(known),
         terminal: io::stderr().is_terminal(),
         table,
+        kept: Some(Arc::new(kept)),
+        is_executed_anew,
+        source,
+        config: config.clone(),
     };
     let spawner = Spawner {
         runtime_dir: dir.path().into(),
@@ -329,9 +399,11 @@ mod tests {
 
     fn prepare_in(dir: &RuntimeDir, config: Config) -> Result<Prepared, UpError> {
         let lock = dir.lock().unwrap();
-        prepare(config, dir, &lock, |auth| match auth.public_key_file {
-            Some(_) => Err("that is no key".into()),
-            None => Ok(()),
+        prepare(config, dir, &lock, None, |auth| {
+            match auth.public_key_file {
+                Some(_) => Err("that is no key".into()),
+                None => Ok(()),
+            }
         })
     }
 
@@ -352,8 +424,7 @@ mod tests {
         let (_parent, dir) = runtime_dir();
         let prepared = prepare_in(&dir, on_a_free_port()).unwrap();
         assert_ne!(prepared.listen.port(), 0);
-        let written =
-            muster_daemon::config::load(Some(&dir.config_file()), std::iter::empty(), &[]);
+        let written = config::load(Some(&dir.config_file()), std::iter::empty(), &[]);
         assert_eq!(written.unwrap().config, prepared.config);
         assert_eq!(prepared.config.listener.addr, prepared.listen);
         assert!(prepared.config.auth.key_file.unwrap().exists());

@@ -9,12 +9,13 @@ use tokio::time::sleep;
 use crate::{
     cli::UpdateArgs,
     control::{Operator, OperatorError},
+    watching,
 };
 
 /// Between two looks at how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Updates the workers and returns what to print once that is over, or at once
+/// Updates the cluster and returns what to print once that is over, or at once
 /// where only the state is asked for.
 ///
 /// # Errors
@@ -24,7 +25,7 @@ pub(crate) async fn update(
     args: &UpdateArgs,
     runtime_dir: Option<PathBuf>,
 ) -> Result<String, OperatorError> {
-    let (mut operator, _) = Operator::connect(runtime_dir).await?;
+    let (mut operator, _) = Operator::connect(runtime_dir.clone()).await?;
     if !args.status {
         let program = args.binary.as_ref().map(std::path::absolute).transpose();
         let program = program.map_err(|error| OperatorError::Invalid(error.to_string()))?;
@@ -33,7 +34,7 @@ pub(crate) async fn update(
     let mut status = operator.update_status().await?;
     while !args.status && status.state == "running" {
         sleep(LOOK_AGAIN).await;
-        status = operator.update_status().await?;
+        status = watching::update_status(&mut operator, runtime_dir.as_ref()).await?;
     }
     if !args.status && status.state == "failed" {
         return Err(OperatorError::Refused(failure(&status)));
@@ -56,13 +57,7 @@ fn failure(status: &pb::UpdateStatusResponse) -> String {
 fn text(status: &pb::UpdateStatusResponse) -> String {
     let mut text = match status.state.as_str() {
         "none" => return "No update has been made since this orchestrator was started.\n".into(),
-        "running" => format!(
-            "An update is under way: {} of {} workers done, worker-{} is {}.\n",
-            status.workers_done,
-            status.workers,
-            status.slot,
-            status.step.replace('_', " ")
-        ),
+        "running" => format!("An update is under way: {}.\n", under_way(status)),
         "failed" => format!("The last update failed. {}\n", sentence(&failure(status))),
         _ => format!(
             "{} workers were updated in {}.\n",
@@ -78,11 +73,50 @@ fn text(status: &pb::UpdateStatusResponse) -> String {
         seconds(status.pause_p99_us),
         seconds(status.pause_max_us)
     );
+    if let Some(following) = &status.following {
+        text += &brokers(following);
+    }
     if status.failed > 0 {
         text += &format!("Could not be handed over: {}\n", status.failed);
     }
     if !status.note.is_empty() {
         text += &format!("Last trouble: {}\n", status.note);
+    }
+    text
+}
+
+/// How far it is.
+fn under_way(status: &pb::UpdateStatusResponse) -> String {
+    let step = |step: &str| step.replace('_', " ");
+    match &status.following {
+        None => format!(
+            "{} of {} workers done, worker-{} is {}",
+            status.workers_done,
+            status.workers,
+            status.slot,
+            step(&status.step)
+        ),
+        Some(following) if following.slot > 0 => format!(
+            "the workers and {} of {} brokers done, broker-{} is {}",
+            following.brokers_done,
+            following.brokers,
+            following.slot,
+            step(&following.step)
+        ),
+        Some(_) => "workers and brokers done, the orchestrator executes its program".into(),
+    }
+}
+
+/// What was done after the workers.
+fn brokers(following: &pb::UpdateFollowing) -> String {
+    let mut text = format!(
+        "{} of {} brokers were updated; the channels of one stood still for at most {}.\n",
+        following.brokers_done,
+        following.brokers,
+        seconds(following.pause_max_us)
+    );
+    if following.orchestrator_done {
+        text += "The orchestrator was updated.\n";
     }
     text
 }
@@ -120,6 +154,17 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_max_us: u64,
         took_ms: u64,
         note: Option<&'a str>,
+        /// Null before the workers are through.
+        following: Option<Following<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Following<'a> {
+        slot: Option<u32>,
+        step: Option<&'a str>,
+        brokers_done: u32,
+        brokers: u32,
+        pause_max_us: u64,
+        orchestrator_done: bool,
     }
     fn given(text: &str) -> Option<&str> {
         Some(text).filter(|text| !text.is_empty())
@@ -138,6 +183,14 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_max_us: status.pause_max_us,
         took_ms: status.took_ms,
         note: given(&status.note),
+        following: status.following.as_ref().map(|following| Following {
+            slot: Some(following.slot).filter(|slot| *slot > 0),
+            step: given(&following.step),
+            brokers_done: following.brokers_done,
+            brokers: following.brokers,
+            pause_max_us: following.pause_max_us,
+            orchestrator_done: following.orchestrator_done,
+        }),
     };
     let json = serde_json::to_string_pretty(&update);
     json.expect("text and numbers are always JSON") + "\n"
@@ -157,6 +210,13 @@ mod tests {
             pause_p99_us: 4_900,
             pause_max_us: 1_500_000,
             took_ms: 2_345,
+            following: (state == "done").then(|| pb::UpdateFollowing {
+                brokers_done: 2,
+                brokers: 2,
+                pause_max_us: 83_210,
+                orchestrator_done: true,
+                ..pb::UpdateFollowing::default()
+            }),
             ..pb::UpdateStatusResponse::default()
         }
     }
@@ -168,7 +228,9 @@ mod tests {
             text,
             "2 workers were updated in 2.3 s.\n\
              Connections handed over: 9999; each stood still for 1.2 ms (half of them), 4.9 ms \
-             (99 of 100), 1.5 s (the longest).\n"
+             (99 of 100), 1.5 s (the longest).\n\
+             2 of 2 brokers were updated; the channels of one stood still for at most 83.2 ms.\n\
+             The orchestrator was updated.\n"
         );
     }
 
@@ -179,6 +241,18 @@ mod tests {
         let shown = text(&running);
         assert!(
             shown.contains("2 of 4 workers done, worker-3 is handing over"),
+            "{shown}"
+        );
+        running.following = Some(pb::UpdateFollowing {
+            slot: 2,
+            step: "putting_back".into(),
+            brokers_done: 1,
+            brokers: 2,
+            ..pb::UpdateFollowing::default()
+        });
+        let shown = text(&running);
+        assert!(
+            shown.contains("1 of 2 brokers done, broker-2 is putting back"),
             "{shown}"
         );
         let mut failed = status("failed");
@@ -215,6 +289,14 @@ mod tests {
                 "pause_max_us": 1_500_000,
                 "took_ms": 2_345,
                 "note": null,
+                "following": {
+                    "slot": null,
+                    "step": null,
+                    "brokers_done": 2,
+                    "brokers": 2,
+                    "pause_max_us": 83_210,
+                    "orchestrator_done": true,
+                },
             })
         );
     }

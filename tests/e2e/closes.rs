@@ -171,3 +171,30 @@ async fn a_websocket_ping_is_answered_and_fragments_are_joined() {
     assert_eq!(&answer[..2], b"\x8a\x00", "the ping between the fragments");
     assert_eq!(&answer[4..], b"{\"rid\":1");
 }
+
+#[tokio::test]
+async fn a_host_is_drained_by_closes_after_which_stock_clients_come_back_at_once() {
+    let mut cluster = Cluster::start(2, 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = Raw::connect(&cluster.url()).await;
+        client.subscribe("a").await;
+        clients.push(client);
+    }
+    let began = tokio::time::Instant::now();
+    let down = cluster.verb(&["down", "--drain", "--within", "2s"]);
+    let closes = async {
+        let mut closed = Vec::new();
+        for client in &mut clients {
+            closed.push(client.closed().await.code);
+        }
+        (closed, began.elapsed())
+    };
+    let (down, (codes, took)) = tokio::join!(down, closes);
+    assert!(down.status.success(), "{down:?}");
+    // No status at all.
+    assert_eq!(codes, [1005; 10]);
+    assert!(took >= std::time::Duration::from_millis(200), "{took:?}");
+    assert!(cluster.ended().await.success());
+    assert_eq!(cluster.left_behind(), Vec::<String>::new());
+}

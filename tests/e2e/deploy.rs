@@ -129,6 +129,7 @@ async fn the_units_command_lines_start_a_cluster_tell_the_manager_and_end_it() {
     let status = manager.hears("STATUS=").await;
     assert!(status.contains("workers"), "{status}");
 
+    assert!(succeeds(unit_command("ExecReload", dir.path()).0).await);
     let (stop, may_fail) = unit_command("ExecStop", dir.path());
     assert!(succeeds(stop).await);
     manager.hears("STOPPING=1").await;
@@ -179,6 +180,25 @@ async fn a_manager_with_an_abstract_name_hears_the_next_orchestrator_take_over()
     manager.hears("STOPPING=1").await;
     client.closed().await;
     cluster.ended().await;
+}
+
+#[tokio::test]
+async fn a_manager_hears_that_an_update_begins_and_ends_in_the_same_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::at(&dir.path().join("notify"));
+    let cluster = Cluster::builder(1, 1)
+        .env("NOTIFY_SOCKET", dir.path().join("notify").to_str().unwrap())
+        .start()
+        .await;
+    let ready = manager.hears("READY=1").await;
+    for _ in 0..2 {
+        let update = cluster.verb(&["update"]).await;
+        assert!(update.status.success(), "{update:?}");
+        let reloading = manager.hears("RELOADING=1").await;
+        assert!(reloading.contains("\nMONOTONIC_USEC="), "{reloading}");
+        assert_eq!(manager.hears("READY=1").await, ready);
+    }
+    cluster.down().await;
 }
 
 #[tokio::test]

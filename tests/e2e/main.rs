@@ -21,6 +21,7 @@ mod packets;
 mod positions;
 mod publishing;
 mod rates;
+mod reload;
 mod scale;
 mod scale_brokers;
 mod sdk;

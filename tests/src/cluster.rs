@@ -215,6 +215,14 @@ impl Cluster {
         key_file(self.dir.path())
     }
 
+    /// Writes another configuration file; nobody reads it by that.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn configure(&self, toml: &str) {
+        fs::write(config_file(self.dir.path()), toml).expect("the configuration is written");
+    }
+
     /// What its processes have written so far.
     #[must_use]
     pub fn log(&self) -> String {

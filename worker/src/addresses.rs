@@ -42,6 +42,12 @@ impl Addresses {
         }
     }
 
+    /// Changes the limit; `admitted` are the connections there are.
+    pub(crate) fn set_max(&mut self, max: Option<u32>, admitted: impl Iterator<Item = Origin>) {
+        *self = Self::new(max);
+        admitted.for_each(|origin| self.count(origin));
+    }
+
     /// Counts one more connection; false if that is too many.
     pub(crate) fn admit(&mut self, origin: Origin) -> bool {
         let Some(max) = self.max else {
@@ -93,6 +99,23 @@ mod tests {
             addresses.release(origin);
         }
         assert!(addresses.counts.is_empty());
+    }
+
+    #[test]
+    fn a_new_limit_counts_the_connections_there_are_and_cuts_none() {
+        let mut addresses = Addresses::new(None);
+        let one = origin("192.0.2.1");
+        for _ in 0..3 {
+            assert!(addresses.admit(one));
+        }
+        addresses.set_max(Some(2), [one; 3].into_iter());
+        addresses.release(one);
+        assert!(!addresses.admit(one));
+        addresses.release(one);
+        assert!(addresses.admit(one));
+        addresses.set_max(None, [one; 2].into_iter());
+        assert!(addresses.admit(one));
+        addresses.release(one);
     }
 
     #[test]

@@ -45,6 +45,15 @@ impl Connections {
         }
     }
 
+    /// From here on; what is queued stays.
+    pub(crate) fn set_outbox_bytes_max(&mut self, bytes_max: usize) {
+        self.outbox_bytes_max = bytes_max;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slab.iter().map(|(_, connection)| connection)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slab.len()
     }

@@ -133,12 +133,7 @@ pub fn run(args: NodeArgs, config: Config) -> Result<(), WorkerError> {
     let listener = listener(config.listener.addr)?;
     let gate = gate(&args)?;
     let rules = rules(&config);
-    let names = Names {
-        namespaces: Namespaces::new(config.namespace.clone()),
-        bytes_max: config.limits.channel_name_bytes_max as usize,
-        history_publications_max: config.limits.history_publications_max,
-        history_bytes_max: config.limits.outbox_bytes_max.0 / HISTORY_OUTBOX_PART,
-    };
+    let names = names(&config);
     let router = Router::new(
         config.link.window_bytes.as_usize(),
         config.link.publish_timeout,
@@ -169,6 +164,15 @@ fn rules(config: &Config) -> Rules {
         channels_max: limits.channels_per_connection_max as usize,
         packets,
         subscribes: packets.with_burst_of(limits.channels_per_connection_max),
+    }
+}
+
+fn names(config: &Config) -> Names {
+    Names {
+        namespaces: Namespaces::new(config.namespace.clone()),
+        bytes_max: config.limits.channel_name_bytes_max as usize,
+        history_publications_max: config.limits.history_publications_max,
+        history_bytes_max: config.limits.outbox_bytes_max.0 / HISTORY_OUTBOX_PART,
     }
 }
 

@@ -5,14 +5,17 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use muster_daemon::{
     Config, NodeArgs, cadence,
+    config::ShutdownConfig,
     control::{ControlHandle, control},
+    exit::chain,
     runtime_dir,
     signals::{Signals, Stop},
 };
 use muster_proto::{
     CONTROL_VERSION, View,
     control::{
-        self as pb, Hello, Ready, Role, ViewApplied, node_command::Command, node_report::Report,
+        self as pb, Hello, Query, Ready, Role, ViewApplied, node_command::Command,
+        node_report::Report, query::Request, reply::Answer,
     },
 };
 use tokio::{
@@ -57,11 +60,11 @@ enum Phase {
 }
 
 /// A running worker: the engine, and what tells it what to do.
-struct Worker<'c> {
+struct Worker {
     engine: Engine,
     handovers: Handovers,
     control: ControlHandle,
-    config: &'c Config,
+    shutdown: ShutdownConfig,
     /// Takes clients only when the worker in its slot hands its own over.
     is_successor: bool,
     phase: Phase,
@@ -86,7 +89,7 @@ pub(crate) async fn serve(
         engine,
         handovers: Handovers::new(args, offered),
         control,
-        config,
+        shutdown: config.shutdown.clone(),
         is_successor: args.successor,
         phase: Phase::Starting { give_up: None },
         last_tick: Instant::now(),
@@ -145,7 +148,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-impl Worker<'_> {
+impl Worker {
     fn handle_tick(&mut self) {
         self.engine.set_now(now());
         self.engine.handle_tick();
@@ -181,6 +184,10 @@ impl Worker<'_> {
                 }
                 Err(error) => error!(%error, "The orchestrator sent a view that makes no sense."),
             },
+            Command::Query(Query {
+                id,
+                request: Some(Request::Reload(reload)),
+            }) => self.reload(id, &reload),
             Command::Query(query) => self.engine.operate(query),
             Command::Drain(pb::Drain { within_ms }) => {
                 info!(within_ms, "Closing the connections, to end.");
@@ -191,6 +198,24 @@ impl Worker<'_> {
             Command::HandOver(order) => self.handovers.begin(order, &mut self.engine),
             Command::TakePlace(pb::TakePlace {}) => self.take_place(),
         }
+    }
+
+    /// Takes over another configuration, as far as that needs no new process.
+    fn reload(&mut self, id: u64, reload: &pb::ReloadConfig) {
+        let reloaded = Config::from_toml(&reload.config)
+            .map_err(|error| chain(&error))
+            .and_then(|config| {
+                let taken = self.engine.reconfigure(&config);
+                self.shutdown = config.shutdown;
+                taken.map_err(|error| chain(&error))
+            });
+        match &reloaded {
+            Ok(()) => info!("Another configuration is in effect."),
+            Err(error) => error!(error, "The configuration stays as it is."),
+        }
+        let error = reloaded.err().unwrap_or_default();
+        let answer = Some(Answer::Reload(pb::ReloadResult { error }));
+        self.report(Report::Reply(pb::Reply { id, answer }));
     }
 
     /// Another worker's end leaves the slot to this one.
@@ -243,7 +268,7 @@ impl Worker<'_> {
 
     fn begin_drain(&mut self) {
         info!("Closing the connections.");
-        let shutdown = &self.config.shutdown;
+        let shutdown = &self.shutdown;
         self.engine.set_now(now());
         self.handovers.stop(&mut self.engine);
         let pace = Pace::GoAway {

@@ -96,6 +96,9 @@ pub enum ConfigError {
     },
     #[error("unknown environment variable {name}{hint}")]
     UnknownVariable { name: String, hint: String },
+    /// It came from another process.
+    #[error("no configuration of this release: {reason}")]
+    Text { reason: String },
     #[error("environment variable {name} is not UTF-8")]
     VariableNotUtf8 { name: String },
     /// Each value is fine, the whole is not.
@@ -131,6 +134,32 @@ pub fn load(
         overlay.apply_text(over.key, &over.value, &Source::Flag(over.flag))?;
     }
     overlay.finish()
+}
+
+impl Config {
+    /// A configuration that [`Config::to_toml`] wrote in another process.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this release.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Text {
+            reason: error.message().into(),
+        })?;
+        config.checked()
+    }
+
+    /// Itself if its values fit together.
+    pub(super) fn checked(self) -> Result<Self, ConfigError> {
+        match validate(&self) {
+            Ok(()) => Ok(self),
+            Err(invalid) => Err(ConfigError::Invalid {
+                place: None,
+                key: invalid.key,
+                reason: invalid.reason,
+            }),
+        }
+    }
 }
 
 /// The values set so far, each of which is good by itself.

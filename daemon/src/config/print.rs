@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use toml::{Table, Value};
 
-use super::{Config, History, Namespace, SECTIONS, Source, load::namespace_key, namespace};
+use super::{
+    Config, ConfigError, History, Namespace, SECTIONS, Source, load::namespace_key, namespace,
+};
 
 /// Every key with its documentation and its default, all of it commented out:
 /// a file to start from.
@@ -150,6 +152,34 @@ pub fn json(config: &Config, sources: &BTreeMap<String, Source>) -> String {
 }
 
 impl Config {
+    /// This configuration with the values of `other` for these keys, as
+    /// [`Self::differences`] names them.
+    ///
+    /// # Errors
+    ///
+    /// When the values do not fit together.
+    pub fn with(&self, other: &Self, keys: &[String]) -> Result<Self, ConfigError> {
+        let (mut mixed, theirs) = (values(self), values(other));
+        for key in keys {
+            let Some((section, name)) = key.split_once('.') else {
+                continue;
+            };
+            let value = value_of(&theirs, section, name).cloned();
+            let Some(section) = mixed.get_mut(section).and_then(Value::as_table_mut) else {
+                continue;
+            };
+            match value {
+                Some(value) => section.insert(name.into(), value),
+                None => section.remove(name),
+            };
+        }
+        let mut mixed = Self::deserialize(mixed).expect("every value was one already");
+        if keys.iter().any(|key| key == "namespace") {
+            mixed.namespace.clone_from(&other.namespace);
+        }
+        mixed.checked()
+    }
+
     /// Keys (`section.key`, and `namespace`) that have another value in `other`.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {

@@ -1,11 +1,12 @@
 //! Going on with the nodes of an orchestrator that was killed, and writing down
 //! what the next one needs for it (delivery.md E3).
 
-use std::{path::Path, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
+use muster_daemon::{exit::chain, telemetry};
 use muster_wire::Millis;
 use rustix::process::Signal;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Cluster, Stage, WORKER_GRACE, signal, update::worker};
 use crate::{
@@ -13,10 +14,13 @@ use crate::{
     announce::announce,
     node::{NodeId, Role},
     process::Process,
-    spawn::OWN_PROGRAM,
+    programs::Programs,
     state::{LifeState, State},
     supervisor::Life,
 };
+
+/// Longest that the end of an update waits for nodes to join again.
+const REJOIN_MAX: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Takes over what an earlier orchestrator started. To be called before
@@ -27,12 +31,35 @@ impl Cluster {
         let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
+        if let Some(filter) = &state.log_filter
+            && let Err(error) = telemetry::set_filter(filter)
+        {
+            warn!(
+                error = chain(&error),
+                "The log filter is the configuration's again."
+            );
+        }
+        // They may have missed the last one.
+        self.has_reloaded = true;
+        self.last_update = state.last_update;
+        if self.settings.is_executed_anew {
+            self.rejoin_until = Some(now + REJOIN_MAX);
+        }
+        self.own_program = state.programs.own();
+        self.fleet.set_program(state.programs.of_new_slots());
+        for role in super::ROLES {
+            for id in self.fleet.ids(role) {
+                if let Some(node) = self.fleet.get_mut(id) {
+                    node.program = state.programs.of_slot(id);
+                }
+            }
+        }
         let mut updating = None;
         let living: Vec<NodeId> = nodes.keys().copied().collect();
         for (id, Adopted { life, process }) in nodes {
             if id.role == Role::Successor {
-                self.fleet
-                    .add_successor(id.slot, Path::new(OWN_PROGRAM).into());
+                let program = state.programs.of_slot(id);
+                self.fleet.add_successor(id.slot, program);
             }
             self.adopt_node(now, id, &life, Arc::new(process));
             if id.role == Role::Successor {
@@ -97,16 +124,32 @@ impl Cluster {
         });
         let lives: std::collections::BTreeMap<_, _> = lives.collect();
         let highest = lives.values().map(|life| life.incarnation).max();
+        let nodes = self.fleet.nodes();
+        let programs = Programs::of(
+            self.own_program.as_deref(),
+            self.fleet.program(),
+            nodes.map(|(id, node)| (id, &*node.program)),
+        );
         let growing = self.resize.filter(|resize| resize.from < resize.to);
         let state = State {
             incarnation: highest.unwrap_or(0).max(self.fleet.incarnation()),
             brokers_before: growing.map(|resize| resize.from),
+            programs,
+            last_update: self.last_update.clone(),
+            log_filter: self.changed_log_filter(),
             started: self.started,
             size: self.settings.size,
             lives,
             view: self.membership.view().clone(),
         };
         self.state_file.write(state);
+    }
+
+    /// The log filter, if it is another than the configuration's.
+    fn changed_log_filter(&self) -> Option<String> {
+        let filter = telemetry::filter();
+        let is_changed = !filter.is_empty() && filter != self.settings.config.log.filter;
+        is_changed.then_some(filter)
     }
 
     /// Sends a signal to the process in a slot.

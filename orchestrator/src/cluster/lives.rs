@@ -38,6 +38,7 @@ impl Cluster {
             // One that ended by itself has removed it.
             let _ = std::fs::remove_file(socket);
         }
+        self.following_ended(id, incarnation, &exit);
         let exited = Event::Exited {
             incarnation,
             exit: exit.clone(),
@@ -80,6 +81,9 @@ impl Cluster {
                             self.successor_ended(id.slot, &Exit { status, last_line });
                             return;
                         }
+                        let status = format!("cannot be started: {reason}");
+                        let last_line = None;
+                        self.following_ended(id, incarnation, &Exit { status, last_line });
                         Event::StartFailed { reason }
                     }
                 };

@@ -56,7 +56,8 @@ impl Cluster {
             | query::Request::Channels(_)
             | query::Request::History(_)
             | query::Request::Connections(_)
-            | query::Request::LogFilter(_) => ANSWER_TIMEOUT,
+            | query::Request::LogFilter(_)
+            | query::Request::Reload(_) => ANSWER_TIMEOUT,
         };
         let begun = self
             .calls

@@ -1,5 +1,7 @@
 //! More and fewer nodes while the cluster runs; how workers come and go.
 
+use std::time::Duration;
+
 use muster_proto::control as pb;
 use muster_wire::Millis;
 use tracing::{info, warn};
@@ -21,7 +23,7 @@ impl Cluster {
         if !self.may_scale() {
             return Err(ScaleRefused::Ending);
         }
-        if goal.workers.is_some() && self.is_updating() {
+        if self.is_updating() {
             return Err(ScaleRefused::Updating);
         }
         if let Some(brokers) = goal.brokers {
@@ -72,6 +74,29 @@ impl Cluster {
         }
     }
 
+    /// Begins to end the cluster, and has its clients come back at once: to the
+    /// cluster of another host, where a load balancer sends them there.
+    pub(super) fn drain(&mut self, now: Millis, within: Option<Duration>) {
+        if !self.may_scale() {
+            return;
+        }
+        let within = within.unwrap_or(self.settings.shutdown_timeout);
+        info!(
+            ?within,
+            "Ending: clients are closed so that they come back at once."
+        );
+        let until = now + within + WORKER_GRACE;
+        self.stage = Stage::EndingWorkers {
+            until: until + WORKER_GRACE,
+        };
+        self.service.stopping();
+        for role in [Role::Worker, Role::Successor] {
+            for id in self.fleet.ids(role) {
+                self.feed(now, id, Event::Drain { until });
+            }
+        }
+    }
+
     /// Removes the slots whose workers have ended for good, or fills them again
     /// if they are wanted meanwhile.
     pub(super) fn retire_workers(&mut self) {
@@ -95,7 +120,7 @@ impl Cluster {
             // The view says it: it has no shards any more.
             return;
         }
-        if self.order_to_leave(until, id) {
+        if self.may_scale() && self.order_to_leave(until, id) {
             return;
         }
         let within = until.since(now).saturating_sub(WORKER_GRACE);

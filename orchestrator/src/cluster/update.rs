@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use muster_daemon::exit::chain;
 use muster_proto::{
     Pauses,
     control::{self as pb, node_command::Command},
@@ -17,7 +18,7 @@ use rustix::{
 };
 use tracing::{error, info, warn};
 
-use super::{Cluster, Stage, WORKER_GRACE, orders::Purpose};
+use super::{Cluster, Stage, WORKER_GRACE, orders::Purpose, update_brokers::Following};
 use crate::{
     control::UpdateRefused,
     node::{NodeId, Role},
@@ -38,6 +39,8 @@ pub(super) struct Run {
     program: Arc<Path>,
     workers: u32,
     started: Millis,
+    /// It is what was left of an earlier orchestrator's: nothing follows.
+    is_rest: bool,
     /// How it ended, and when.
     ended: Option<(Result<(), String>, Millis)>,
     /// The last order to hand over.
@@ -59,6 +62,7 @@ impl Run {
             machine,
             program,
             started: now,
+            is_rest: false,
             ended: None,
             order: None,
             handed: Handed::NotYet,
@@ -93,6 +97,7 @@ impl Run {
             pause_max_us: micros(self.pauses.max()),
             took_ms: u64::try_from(until.since(self.started).as_millis()).unwrap_or(u64::MAX),
             note: self.note.clone(),
+            following: None,
         }
     }
 }
@@ -115,19 +120,22 @@ impl Cluster {
             }
             None => PathBuf::from(OWN_PROGRAM),
         };
+        self.reload_for_update()
+            .map_err(|error| UpdateRefused::Config(chain(&error)))?;
         let slots = 1..=self.settings.size.workers;
         info!(program = %program.display(), workers = slots.end(), "Updating the workers.");
         self.update = Some(Run::new(now, slots, program.into()));
+        self.following = None;
         Ok(())
     }
 
     pub(super) fn update_status(&self, now: Millis) -> pb::UpdateStatusResponse {
         match &self.update {
-            Some(run) => run.status(now),
-            None => pb::UpdateStatusResponse {
-                state: "none".into(),
-                ..pb::UpdateStatusResponse::default()
+            Some(run) => pb::UpdateStatusResponse {
+                following: self.following.as_ref().map(Following::status),
+                ..run.status(now)
             },
+            None => self.last_update(),
         }
     }
 
@@ -156,7 +164,8 @@ impl Cluster {
         }
         let leaving = |phase| matches!(phase, Phase::Draining { .. } | Phase::Stopping { .. });
         let mut nodes = self.fleet.nodes();
-        if nodes.any(|(id, node)| id.role == Role::Worker && leaving(node.slot.phase())) {
+        let is_leaving = nodes.any(|(_, node)| leaving(node.slot.phase()));
+        if is_leaving || self.resize.is_some() {
             return Err(UpdateRefused::Scaling);
         }
         Ok(())
@@ -164,6 +173,9 @@ impl Cluster {
 
     /// Does what is due for an update.
     pub(super) fn advance_update(&mut self, now: Millis) {
+        if self.advance_following(now) {
+            return;
+        }
         while self.stage == Stage::Running && self.is_updating() {
             let Some(mut run) = self.update.take() else {
                 return;
@@ -177,6 +189,9 @@ impl Cluster {
                 return;
             }
             self.do_update(now, next);
+            if self.advance_following(now) {
+                return;
+            }
         }
     }
 
@@ -240,17 +255,39 @@ impl Cluster {
                 );
                 self.end_now(worker(slot), Signal::KILL);
             }
-            UpdateNext::Done(result) => {
-                match &result {
-                    Ok(()) => info!(moved = run.moved, "The workers are updated."),
-                    Err(why) => error!(why, moved = run.moved, "The update failed."),
+            UpdateNext::Done(Ok(())) => {
+                info!(moved = run.moved, "The workers are updated.");
+                if run.is_rest {
+                    return self.end_update(now, Ok(()));
                 }
-                if result.is_ok() {
+                let program = Arc::clone(&run.program);
+                self.begin_following(program);
+            }
+            UpdateNext::Done(Err(why)) => self.end_update(now, Err(why)),
+        }
+    }
+
+    /// Nothing more happens.
+    pub(super) fn end_update(&mut self, now: Millis, result: Result<(), String>) {
+        let Some(run) = &mut self.update else {
+            return;
+        };
+        match &result {
+            Ok(()) => {
+                info!(moved = run.moved, "The update is done.");
+                if !run.is_rest {
                     self.fleet.set_program(Arc::clone(&run.program));
                 }
-                run.ended = Some((result, now));
             }
+            Err(why) => error!(why, moved = run.moved, "The update failed."),
         }
+        if result.is_err() && self.following.is_none() {
+            self.restore_config();
+        }
+        let Some(run) = &mut self.update else {
+            return;
+        };
+        run.ended = Some((result, now));
     }
 
     fn order_update(&mut self, from: NodeId, to: NodeId) {
@@ -361,6 +398,7 @@ impl Cluster {
         let mut run = Run::new(now, [slot], Path::new(OWN_PROGRAM).into());
         run.machine = Update::resume(now, slot, self.settings.supervision.start_timeout);
         run.workers = 1;
+        run.is_rest = true;
         self.update = Some(run);
     }
 }

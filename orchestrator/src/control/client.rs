@@ -111,8 +111,13 @@ impl Operator {
         Ok(answer.map_err(refused)?.into_inner())
     }
 
-    pub(crate) async fn down(&mut self) -> Result<(), OperatorError> {
-        let answer = self.client.down(pb::DownRequest {}).await;
+    /// Begins to end the cluster; with `drain`, clients are to come back elsewhere
+    /// within so many milliseconds (0: as configured).
+    pub(crate) async fn down(&mut self, drain: Option<u64>) -> Result<(), OperatorError> {
+        let request = pb::DownRequest {
+            drain_within_ms: drain,
+        };
+        let answer = self.client.down(request).await;
         answer.map(|_| ()).map_err(refused)
     }
 
@@ -138,6 +143,12 @@ impl Operator {
     /// Evens the workers out; ends when that is through.
     pub(crate) async fn rebalance(&mut self) -> Result<pb::RebalanceResponse, OperatorError> {
         let answer = self.client.rebalance(pb::RebalanceRequest {}).await;
+        Ok(answer.map_err(refused)?.into_inner())
+    }
+
+    /// Has the configuration read again.
+    pub(crate) async fn reload(&mut self) -> Result<pb::ReloadResponse, OperatorError> {
+        let answer = self.client.reload(pb::ReloadRequest {}).await;
         Ok(answer.map_err(refused)?.into_inner())
     }
 

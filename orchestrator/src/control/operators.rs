@@ -1,6 +1,6 @@
 //! What operators are answered.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use muster_daemon::{exit::chain, telemetry};
 use muster_proto::control::{
@@ -9,14 +9,19 @@ use muster_proto::control::{
 use muster_wire::ChannelName;
 use tonic::{Response, Status, codegen::async_trait};
 
-use super::{Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, Whom, server::Control};
+use super::{
+    Ending, Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, Whom, server::Control,
+};
 use crate::{
     calls::{Gathered, NotAsked},
     cli::{BROKERS_MAX, WORKERS_MAX},
     gather::Gather,
     node::NodeId,
+    reload::Reload,
 };
 
+/// A day.
+const DRAIN_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Entries of a list when an operator does not say how many.
 const LIMIT_DEFAULT: u32 = 100;
 /// Most entries of a list: with the longest names far below what one message
@@ -54,9 +59,21 @@ impl Operator for Control {
 
     async fn down(
         &self,
-        _: tonic::Request<pb::DownRequest>,
+        request: tonic::Request<pb::DownRequest>,
     ) -> Result<Response<pb::DownResponse>, Status> {
-        self.ask(|answer| Request::Down { answer }).await?;
+        let how = match request.into_inner().drain_within_ms {
+            None => Ending::GoAway,
+            Some(0) => Ending::Drain(None),
+            Some(within) if within <= DRAIN_MS_MAX => {
+                Ending::Drain(Some(Duration::from_millis(within)))
+            }
+            Some(within) => {
+                return Err(Status::invalid_argument(format!(
+                    "a drain takes at most {DRAIN_MS_MAX} ms, not {within}"
+                )));
+            }
+        };
+        self.ask(|answer| Request::Down { how, answer }).await?;
         Ok(Response::new(pb::DownResponse {}))
     }
 
@@ -183,7 +200,7 @@ impl Operator for Control {
                 .map_err(|error| Status::invalid_argument(chain(&error)))?;
             let query = Query::LogFilter(request.into_inner());
             let gathered = self.query(query, Whom::Everyone).await?;
-            let Gather::LogFilter(refused) = gathered.answers else {
+            let Gather::Refused(refused) = gathered.answers else {
                 return Err(mixed_up());
             };
             silent = names(&(&gathered.silent | &refused));
@@ -242,6 +259,31 @@ impl Operator for Control {
         let rebalanced = self.ask(|answer| Request::Rebalance { answer }).await?;
         let refused = |refused: RebalanceRefused| Status::failed_precondition(refused.to_string());
         rebalanced.map(Response::new).map_err(refused)
+    }
+
+    async fn reload(
+        &self,
+        _: tonic::Request<pb::ReloadRequest>,
+    ) -> Result<Response<pb::ReloadResponse>, Status> {
+        let reloaded = self.ask(|answer| Request::Reload { answer }).await?;
+        let Reload {
+            config,
+            changed,
+            needs_update,
+            fixed,
+        } = reloaded.map_err(|error| Status::failed_precondition(chain(&error)))?;
+        let config = config.to_toml();
+        let query = Query::Reload(pb::ReloadConfig { config });
+        let gathered = self.query(query, Whom::Workers).await?;
+        let Gather::Refused(refused) = gathered.answers else {
+            return Err(mixed_up());
+        };
+        Ok(Response::new(pb::ReloadResponse {
+            changed,
+            needs_update,
+            fixed,
+            silent: names(&(&gathered.silent | &refused)),
+        }))
     }
 
     async fn update_status(

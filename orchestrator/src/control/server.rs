@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     fs,
     io::{self, ErrorKind},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net},
     path::Path,
     sync::{
         Arc,
@@ -49,20 +49,24 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the control socket is no longer served.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub(crate) struct ServeError(#[from] tonic::transport::Error);
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Server(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+}
 
 /// Binds the control socket, for this user alone.
 ///
 /// # Errors
 ///
 /// When the socket cannot be made.
-pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> io::Result<net::UnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = net::UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -73,9 +77,11 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 ///
 /// When the socket can no longer be served.
 pub(crate) async fn serve(
-    listener: UnixListener,
+    listener: net::UnixListener,
     requests: mpsc::Sender<Request>,
 ) -> Result<(), ServeError> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
     let service = Control {
         requests,
         streams: Arc::default(),

@@ -133,6 +133,7 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             | Request::Scale { .. }
             | Request::Update { .. }
             | Request::UpdateStatus { .. }
+            | Request::Reload { .. }
             | Request::Rebalance { .. } => {}
         }
     }

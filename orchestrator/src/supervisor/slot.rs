@@ -86,6 +86,8 @@ pub(crate) enum Event {
     },
     /// The thread of the process that does the work gave a sign of life.
     Heartbeat,
+    /// The process is to make place for another one, now.
+    Replace,
     /// The orchestrator itself did not listen for this long.
     Deaf(Duration),
     Exited {
@@ -153,6 +155,8 @@ pub(crate) struct Slot {
     last_exit: Option<Exit>,
     backoff: Backoff,
     patience: Patience,
+    /// The process's end has been asked for, to start another.
+    is_replaced: bool,
     /// The last sign of life, on a clock that stands still while the
     /// orchestrator does; `None` before this orchestrator has begun to listen.
     heard: Option<Millis>,
@@ -169,6 +173,7 @@ impl Slot {
             last_exit: None,
             backoff: Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX),
             patience,
+            is_replaced: false,
             heard: None,
         }
     }
@@ -203,6 +208,10 @@ impl Slot {
         self.skip_to(earlier.incarnation);
         self.restarts += earlier.restarts;
         self.last_exit.clone_from(&earlier.last_exit);
+    }
+
+    pub(crate) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -290,6 +299,7 @@ impl Slot {
             }
             (_, Event::Drain { until }) => self.drain(until),
             (_, Event::Stop) => self.stop(),
+            (phase, Event::Replace) => (phase, self.replace()),
             (phase, Event::Heartbeat) => {
                 self.heard = Some(now);
                 (phase, Action::Nothing)
@@ -378,6 +388,21 @@ impl Slot {
         }
     }
 
+    /// What is not there, or is on its way out, needs no telling.
+    fn replace(&mut self) -> Action {
+        match self.phase {
+            Phase::Starting { life, .. } | Phase::Ready { life, .. } => {
+                self.is_replaced = true;
+                Action::Terminate(life)
+            }
+            Phase::Waiting { .. }
+            | Phase::Hung { .. }
+            | Phase::Draining { .. }
+            | Phase::Stopping { .. }
+            | Phase::Stopped => Action::Nothing,
+        }
+    }
+
     fn stop(&self) -> (Phase, Action) {
         match self.phase {
             Phase::Starting { life, .. }
@@ -402,10 +427,20 @@ impl Slot {
         {
             return self.phase;
         }
+        let is_replaced = std::mem::take(&mut self.is_replaced);
         match self.phase {
             Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => {
                 self.last_exit = Some(exit);
                 Phase::Stopped
+            }
+            // As it was asked to: no death, and nothing to hold against the next.
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Ready { .. }
+            | Phase::Hung { .. }
+                if is_replaced =>
+            {
+                Phase::Waiting { until: now }
             }
             Phase::Waiting { .. }
             | Phase::Starting { .. }

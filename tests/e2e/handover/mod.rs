@@ -4,6 +4,7 @@
 mod failures;
 mod stock;
 mod traffic;
+mod whole;
 
 use muster_tests::{
     Cluster, Raw,

@@ -10,6 +10,7 @@ mod hand_over;
 mod lifecycle;
 mod operate;
 mod read;
+mod reconfigure;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -66,6 +66,8 @@ impl Engine {
             }
             // Whoever has the control stream answers it.
             Some(Request::LogFilter(_)) | None => None,
+            // And the worker's loop this one.
+            Some(Request::Reload(_)) => None,
         };
         self.operators.replies.push(Reply { id, answer });
     }

@@ -242,6 +242,37 @@ fn a_node_that_drains_is_told_to_hurry_when_the_cluster_ends() {
 }
 
 #[test]
+fn a_node_that_is_replaced_has_not_died_however_often() {
+    let mut driver = Driver::new();
+    for _ in 0..5 {
+        let life = driver.start().unwrap();
+        driver.ready(life);
+        assert_eq!(driver.handle(Event::Replace), Action::Terminate(life));
+        driver.exit(life);
+        assert!(!driver.slot.is_crash_loop());
+    }
+    assert_eq!((driver.slot.restarts(), driver.slot.last_exit()), (0, None));
+    // What ends by itself after that has.
+    let life = driver.start().unwrap();
+    driver.exit(life);
+    assert_eq!(driver.slot.restarts(), 1);
+    assert_eq!(driver.handle(Event::Replace), Action::Nothing);
+}
+
+#[test]
+fn a_node_that_is_to_be_replaced_and_hangs_is_killed_and_replaced() {
+    let mut driver = Driver::new();
+    let life = driver.start().unwrap();
+    driver.ready(life);
+    let _ = driver.handle(Event::Replace);
+    driver.pass(PATIENCE.ready);
+    assert!(matches!(driver.handle(Event::Woken), Action::Kill { .. }));
+    driver.exit(life);
+    assert_eq!(driver.slot.restarts(), 0);
+    assert!(driver.start().is_some());
+}
+
+#[test]
 fn a_node_that_waits_to_be_started_is_stopped_at_once() {
     let mut driver = Driver::new();
     assert_eq!(driver.handle(Event::Stop), Action::Nothing);

@@ -1,0 +1,84 @@
+//! The last step of an update: the orchestrator executes the new program in its
+//! own process.
+
+use muster_proto::control as pb;
+use muster_wire::Millis;
+use tracing::{error, info};
+
+use super::Cluster;
+use crate::{reexec, supervisor::Phase};
+
+impl Cluster {
+    /// Ends the update by executing the new program here. Comes back only when
+    /// that is not possible; then this one goes on.
+    pub(super) fn update_orchestrator(&mut self, now: Millis) {
+        let (Some(program), Some(kept)) = (self.following_program(), self.settings.kept.clone())
+        else {
+            self.end_following(now, Ok(()));
+            return;
+        };
+        if let Err(why) = reexec::check(&program, &self.settings.runtime_dir) {
+            self.orchestrator_stays(now, &why);
+            return;
+        }
+        info!(program = %program.display(), "Executing the program anew, in place.");
+        self.fleet.set_program(program.clone());
+        let mut done = self.update_status(now);
+        done.state = "done".into();
+        (done.slot, done.step) = (0, String::new());
+        if let Some(following) = &mut done.following {
+            following.orchestrator_done = true;
+        }
+        self.last_update = Some(done);
+        self.save();
+        self.service.reloading();
+        if let Some(table) = &self.settings.table {
+            table.table(Vec::new());
+        }
+        self.spawner.sink.console.finish();
+        let failed = reexec::exec(&program, &kept);
+        self.last_update = None;
+        self.service.reloaded();
+        self.orchestrator_stays(now, &failed.to_string());
+    }
+
+    fn orchestrator_stays(&mut self, now: Millis, why: &str) {
+        error!(why, "The orchestrator goes on with the earlier program.");
+        let why = format!(
+            "the orchestrator cannot execute the new program and goes on with the earlier one: \
+             {why}; workers and brokers run the new one"
+        );
+        self.end_following(now, Err(why));
+    }
+
+    /// Whether nodes that this process had before it executed its program anew
+    /// have not joined again: then the update is not over for operators.
+    pub(super) fn await_rejoin(&mut self, now: Millis) {
+        let ready = |phase| matches!(phase, Phase::Ready { .. });
+        let is_whole = || {
+            let mut roles = super::ROLES.iter();
+            roles.all(|role| self.fleet.all(*role, ready))
+        };
+        if self
+            .rejoin_until
+            .is_some_and(|until| until <= now || is_whole())
+        {
+            self.rejoin_until = None;
+        }
+    }
+
+    /// The end of an update that an earlier orchestrator, or this process as
+    /// that, has made.
+    pub(super) fn last_update(&self) -> pb::UpdateStatusResponse {
+        let Some(mut update) = self.last_update.clone() else {
+            return pb::UpdateStatusResponse {
+                state: "none".into(),
+                ..pb::UpdateStatusResponse::default()
+            };
+        };
+        if self.rejoin_until.is_some() {
+            update.state = "running".into();
+        }
+        update
+    }
+}

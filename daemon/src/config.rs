@@ -21,6 +21,7 @@ pub use self::{
     load::{ConfigError, Loaded, Override, Source, load},
     namespace::{History, Namespace, Namespaces, Right, SlowClient},
     print::{commented_defaults, effective, json},
+    validate::HOLD_MAX,
 };
 use crate::ByteSize;
 

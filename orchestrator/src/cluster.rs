@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use muster_daemon::{
     clock,
-    config::SupervisionConfig,
+    config::{SupervisionConfig, UpdateConfig},
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -40,6 +40,7 @@ use crate::{
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
+    probe::ProbeError,
     process::Process,
     service::{Due, Service},
     spawn::{Ended, Spawner},
@@ -69,6 +70,7 @@ pub(crate) struct Settings {
     /// How long a publication may take before its outcome is unknown.
     pub(crate) publish_timeout: Duration,
     pub(crate) supervision: SupervisionConfig,
+    pub(crate) update: UpdateConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -127,6 +129,8 @@ pub(crate) struct Cluster {
     update: Option<update::Run>,
     rebalance: rebalance::Rebalance,
     children: JoinSet<Ended>,
+    /// Programs that are asked whether they fit.
+    probes: JoinSet<Result<Option<String>, ProbeError>>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
     state_file: StateFile,
@@ -157,6 +161,7 @@ impl Cluster {
             settings,
             spawner,
             children: JoinSet::new(),
+            probes: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,
             service: Service::new(),
@@ -194,6 +199,8 @@ impl Cluster {
                     Ok(ended) => self.ended(clock::now(), ended),
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
+                // One that was cut off is asked by an update that is over.
+                Some(Ok(found)) = self.probes.join_next() => self.looked_at(found),
                 due = self.service.due() => match due {
                     Due::Beat => self.beat(),
                     Due::Orphans => self.reap(),
@@ -337,8 +344,11 @@ impl Cluster {
             Request::Scale { goal, answer } => {
                 let _ = answer.send(self.scale(now, goal));
             }
-            Request::Update { program, answer } => {
-                let _ = answer.send(self.begin_update(now, program));
+            Request::Update { wish, answer } => {
+                let _ = answer.send(self.begin_update(now, wish));
+            }
+            Request::AbortUpdate { answer } => {
+                let _ = answer.send(self.abort_update(now));
             }
             Request::Rebalance { answer } => self.begin_rebalance(now, answer),
             Request::UpdateStatus { answer } => {

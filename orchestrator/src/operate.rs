@@ -95,6 +95,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         | Verb::Completions { .. }
         | Verb::Bench(_)
         | Verb::Journal(_)
+        | Verb::Probe
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };
@@ -142,6 +143,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::History { .. }
         | Verb::Connections { .. }
         | Verb::LogFilter { .. }
+        | Verb::Probe
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs act on no connection"),
     }

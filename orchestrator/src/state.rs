@@ -20,6 +20,7 @@ use crate::{
     cli::Size,
     node::{NodeId, Role},
     process::start_ticks,
+    program::Named,
 };
 
 /// Version of the file that this release reads and writes.
@@ -66,6 +67,8 @@ pub(crate) struct State {
     pub(crate) size: Size,
     /// While brokers are added, how many there were.
     pub(crate) brokers_before: Option<u32>,
+    /// What workers are started from, unless it is the orchestrator's own program.
+    pub(crate) program: Option<Named>,
     pub(crate) lives: BTreeMap<NodeId, LifeState>,
     /// Epoch 0 before the first.
     pub(crate) view: View,
@@ -99,6 +102,8 @@ struct File {
     brokers: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     brokers_before: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    program: Option<Named>,
     nodes: Vec<FileNode>,
     view: FileView,
 }
@@ -199,6 +204,7 @@ impl State {
                 brokers: file.brokers.min(SLOTS_MAX),
             },
             brokers_before: file.brokers_before,
+            program: file.program,
             lives,
             view,
         })
@@ -226,6 +232,7 @@ impl State {
             workers: self.size.workers,
             brokers: self.size.brokers,
             brokers_before: self.brokers_before,
+            program: self.program.clone(),
             nodes: nodes.collect(),
             view: pb::View::from(&self.view).into(),
         };
@@ -371,6 +378,11 @@ mod tests {
                 brokers: 1,
             },
             brokers_before: None,
+            program: Some(Named {
+                path: "/opt/muster/orchestrator".into(),
+                device: 7,
+                inode: 8,
+            }),
             lives: BTreeMap::from([
                 (id(Role::Worker, 2), life),
                 (id(Role::Broker, 1), LifeState { pid: 4712, ..life }),
@@ -397,6 +409,7 @@ mod tests {
         let before_the_first_view = State {
             view: View::default(),
             brokers_before: Some(1),
+            program: None,
             ..state()
         };
         file.write(before_the_first_view.clone());

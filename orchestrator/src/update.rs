@@ -1,21 +1,27 @@
 //! The verb `update`: what it asks for and what it prints.
 
-use std::{path::PathBuf, time::Duration};
+mod progress;
+
+use std::{io, path::PathBuf, time::Duration};
 
 use muster_proto::control as pb;
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
+use self::progress::Progress;
 use crate::{
     cli::UpdateArgs,
-    control::{Operator, OperatorError},
+    control::{Operator, OperatorError, UpdateWish},
 };
 
 /// Between two looks at how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Updates the workers and returns what to print once that is over, or at once
-/// where only the state is asked for.
+/// where only the state is asked for. Ctrl-C has it taken back.
 ///
 /// # Errors
 ///
@@ -25,43 +31,120 @@ pub(crate) async fn update(
     runtime_dir: Option<PathBuf>,
 ) -> Result<String, OperatorError> {
     let (mut operator, _) = Operator::connect(runtime_dir).await?;
-    if !args.status {
+    let json_wanted = args.output.json;
+    if args.status {
+        return Ok(shown(&operator.update_status().await?, json_wanted));
+    }
+    if args.abort {
+        operator.abort_update().await?;
+    } else {
         let program = args.binary.as_ref().map(std::path::absolute).transpose();
         let program = program.map_err(|error| OperatorError::Invalid(error.to_string()))?;
-        operator.update(program).await?;
+        let wish = UpdateWish {
+            program,
+            canary: args.canary,
+            hold: args.hold,
+            parallel: args.parallel,
+        };
+        operator.update(wish).await?;
     }
-    let mut status = operator.update_status().await?;
-    while !args.status && status.state == "running" {
-        sleep(LOOK_AGAIN).await;
-        status = operator.update_status().await?;
-    }
-    if !args.status && status.state == "failed" {
+    let status = watch(&mut operator, args.abort, json_wanted).await?;
+    let is_as_asked = args.abort && status.aborted && status.stuck.is_empty();
+    if status.state == "failed" && !is_as_asked {
         return Err(OperatorError::Refused(failure(&status)));
     }
-    Ok(if args.output.json {
-        json(&status)
-    } else {
-        text(&status)
-    })
+    Ok(shown(&status, json_wanted))
 }
 
+/// Waits until the update is over. The first Ctrl-C aborts it, unless that has
+/// been asked for; the next one leaves.
+async fn watch(
+    operator: &mut Operator,
+    mut is_aborted: bool,
+    json: bool,
+) -> Result<pb::UpdateStatusResponse, OperatorError> {
+    let listens = |error: io::Error| OperatorError::Invalid(format!("no signals: {error}"));
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(listens)?;
+    let mut progress = Progress::new(json);
+    loop {
+        let status = operator.update_status().await?;
+        if status.state != "running" {
+            progress.end();
+            return Ok(status);
+        }
+        progress.show(&status);
+        tokio::select! {
+            () = sleep(LOOK_AGAIN) => {}
+            _ = interrupts.recv() => {
+                if is_aborted {
+                    progress.end();
+                    return Err(OperatorError::OutcomeUnknown(
+                        "the update is still being taken back: `update --status` shows what \
+                         becomes of it".into(),
+                    ));
+                }
+                is_aborted = true;
+                progress.say("Taking the update back; another Ctrl-C leaves that to the cluster.");
+                match operator.abort_update().await {
+                    // It is over meanwhile.
+                    Ok(()) | Err(OperatorError::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+}
+
+fn shown(status: &pb::UpdateStatusResponse, is_json: bool) -> String {
+    if is_json { json(status) } else { text(status) }
+}
+
+/// Why it failed, and what became of it.
 fn failure(status: &pb::UpdateStatusResponse) -> String {
-    format!(
-        "the update failed after {} of {} workers: {}; the cluster goes on with the workers that \
-         run",
-        status.workers_done, status.workers, status.error
-    )
+    let mut text = format!("the update failed: {}; ", status.error);
+    match (status.workers_returned, status.stuck.is_empty()) {
+        (0, true) => text += "no worker was replaced, all that run go on",
+        (returned, true) => {
+            text += &format!(
+                "rolled back: the workers that were replaced ({returned} of {}) run the earlier \
+                 program again",
+                status.workers
+            );
+        }
+        (returned, false) => {
+            text += &format!("rolled back: {returned}, but not all: ");
+            let stuck = status.stuck.iter();
+            let stuck = stuck.map(|one| {
+                format!(
+                    "worker-{} goes on as it is, because {}",
+                    one.slot, one.reason
+                )
+            });
+            text += &stuck.collect::<Vec<_>>().join("; ");
+        }
+    }
+    text
 }
 
 fn text(status: &pb::UpdateStatusResponse) -> String {
     let mut text = match status.state.as_str() {
         "none" => return "No update has been made since this orchestrator was started.\n".into(),
-        "running" => format!(
-            "An update is under way: {} of {} workers done, worker-{} is {}.\n",
-            status.workers_done,
-            status.workers,
-            status.slot,
-            status.step.replace('_', " ")
+        "running" => {
+            let phase = status.phase.replace('_', " ");
+            let mut text = format!(
+                "An update is under way ({phase}): {} of {} workers done",
+                status.workers_done, status.workers
+            );
+            for step in &status.steps {
+                let doing = step.step.replace('_', " ");
+                text += &format!(", worker-{} is {doing}", step.slot);
+            }
+            text + ".\n"
+        }
+        "failed" if status.aborted && status.stuck.is_empty() => format!(
+            "The update was aborted: the workers that were replaced ({} of {}) run the earlier \
+             program again.\n",
+            status.workers_returned, status.workers
         ),
         "failed" => format!("The last update failed. {}\n", sentence(&failure(status))),
         _ => format!(
@@ -71,12 +154,9 @@ fn text(status: &pb::UpdateStatusResponse) -> String {
         ),
     };
     text += &format!(
-        "Connections handed over: {}; each stood still for {} (half of them), {} (99 of 100), {} \
-         (the longest).\n",
+        "Connections handed over: {}; {}.\n",
         status.moved,
-        seconds(status.pause_p50_us),
-        seconds(status.pause_p99_us),
-        seconds(status.pause_max_us)
+        pauses(status)
     );
     if status.failed > 0 {
         text += &format!("Could not be handed over: {}\n", status.failed);
@@ -85,6 +165,16 @@ fn text(status: &pb::UpdateStatusResponse) -> String {
         text += &format!("Last trouble: {}\n", status.note);
     }
     text
+}
+
+/// How long connections stood still.
+fn pauses(status: &pb::UpdateStatusResponse) -> String {
+    format!(
+        "pauses {} (half of them), {} (99 of 100), {} (the longest)",
+        seconds(status.pause_p50_us),
+        seconds(status.pause_p99_us),
+        seconds(status.pause_max_us)
+    )
 }
 
 fn sentence(text: &str) -> String {
@@ -111,8 +201,15 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         /// Null unless it is running.
         slot: Option<u32>,
         step: Option<&'a str>,
+        phase: Option<&'a str>,
+        /// All slots whose turn it is.
+        steps: Vec<Step<'a>>,
+        hold_left_ms: u64,
         workers_done: u32,
         workers: u32,
+        workers_returned: u32,
+        stuck: Vec<Stuck<'a>>,
+        aborted: bool,
         moved: u64,
         failed: u64,
         pause_p50_us: u64,
@@ -120,6 +217,17 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_max_us: u64,
         took_ms: u64,
         note: Option<&'a str>,
+    }
+    #[derive(Serialize)]
+    struct Step<'a> {
+        slot: u32,
+        step: &'a str,
+    }
+    /// A worker that could not be taken back.
+    #[derive(Serialize)]
+    struct Stuck<'a> {
+        slot: u32,
+        reason: &'a str,
     }
     fn given(text: &str) -> Option<&str> {
         Some(text).filter(|text| !text.is_empty())
@@ -129,8 +237,25 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         error: given(&status.error),
         slot: Some(status.slot).filter(|slot| *slot > 0),
         step: given(&status.step),
+        phase: given(&status.phase),
+        steps: status
+            .steps
+            .iter()
+            .map(|pb::UpdateStep { slot, step }| Step { slot: *slot, step })
+            .collect(),
+        hold_left_ms: status.hold_left_ms,
         workers_done: status.workers_done,
         workers: status.workers,
+        workers_returned: status.workers_returned,
+        stuck: status
+            .stuck
+            .iter()
+            .map(|pb::UpdateStuck { slot, reason }| Stuck {
+                slot: *slot,
+                reason,
+            })
+            .collect(),
+        aborted: status.aborted,
         moved: status.moved,
         failed: status.failed,
         pause_p50_us: status.pause_p50_us,
@@ -167,33 +292,57 @@ mod tests {
         assert_eq!(
             text,
             "2 workers were updated in 2.3 s.\n\
-             Connections handed over: 9999; each stood still for 1.2 ms (half of them), 4.9 ms \
-             (99 of 100), 1.5 s (the longest).\n"
+             Connections handed over: 9999; pauses 1.2 ms (half of them), 4.9 ms (99 of 100), \
+             1.5 s (the longest).\n"
         );
     }
 
     #[test]
-    fn people_read_how_far_it_is_and_why_it_failed() {
+    fn people_read_how_far_it_is() {
         let mut running = status("running");
-        (running.slot, running.step) = (3, "handing_over".into());
+        running.phase = "replacing".into();
+        running.steps.push(pb::UpdateStep {
+            slot: 3,
+            step: "handing_over".into(),
+        });
         let shown = text(&running);
-        assert!(
-            shown.contains("2 of 4 workers done, worker-3 is handing over"),
-            "{shown}"
-        );
+        let expected = "(replacing): 2 of 4 workers done, worker-3 is handing over.";
+        assert!(shown.contains(expected), "{shown}");
+        assert!(text(&status("none")).contains("No update"));
+    }
+
+    #[test]
+    fn people_read_why_it_failed_and_what_became_of_it() {
         let mut failed = status("failed");
         failed.error = "exit code 1".into();
         (failed.failed, failed.note) = (7, "no room".into());
         let shown = text(&failed);
         for part in [
-            "after 2 of 4",
-            "exit code 1; ",
+            "failed: exit code 1; no worker was replaced",
             "over: 7",
             "trouble: no room",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
-        assert!(text(&status("none")).contains("No update"));
+        failed.workers_returned = 2;
+        let shown = text(&failed);
+        assert!(shown.contains("rolled back: the workers"), "{shown}");
+        assert!(shown.contains("(2 of 4) run the earlier"), "{shown}");
+        failed.stuck.push(pb::UpdateStuck {
+            slot: 3,
+            reason: "no memory".into(),
+        });
+        let shown = text(&failed);
+        let part = "not all: worker-3 goes on as it is, because no memory";
+        assert!(shown.contains(part), "{shown}");
+    }
+
+    #[test]
+    fn what_was_aborted_as_asked_is_no_failure() {
+        let mut aborted = status("failed");
+        (aborted.aborted, aborted.workers_returned) = (true, 1);
+        let shown = text(&aborted);
+        assert!(shown.starts_with("The update was aborted: "), "{shown}");
     }
 
     #[test]
@@ -206,8 +355,14 @@ mod tests {
                 "error": null,
                 "slot": null,
                 "step": null,
+                "phase": null,
+                "steps": [],
+                "hold_left_ms": 0,
                 "workers_done": 2,
                 "workers": 4,
+                "workers_returned": 0,
+                "stuck": [],
+                "aborted": false,
                 "moved": 9_999,
                 "failed": 0,
                 "pause_p50_us": 1_250,

@@ -18,7 +18,7 @@ const CLIENT_TIMER_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 const HUNG_AFTER_MIN: Duration = Duration::from_secs(2);
 const HUNG_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Longer than this nobody watches an update.
-const HOLD_MAX: Duration = Duration::from_secs(86_400);
+pub const HOLD_MAX: Duration = Duration::from_secs(86_400);
 /// Beyond it players notice; and a process that rests gives no sign of life.
 const WAKEUP_INTERVAL_MAX: Duration = Duration::from_millis(100);
 const HEAD_BYTES_MIN: ByteSize = ByteSize::kib(1);

@@ -1,7 +1,7 @@
 //! Going on with the nodes of an orchestrator that was killed, and writing down
 //! what the next one needs for it (delivery.md E3).
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use muster_wire::Millis;
 use rustix::process::Signal;
@@ -13,7 +13,7 @@ use crate::{
     announce::announce,
     node::{NodeId, Role},
     process::Process,
-    spawn::OWN_PROGRAM,
+    program::Program,
     state::{LifeState, State},
     supervisor::Life,
 };
@@ -27,12 +27,22 @@ impl Cluster {
         let before = state.brokers_before.unwrap_or(state.size.brokers);
         self.membership.resume(state.view, |slot| slot <= brokers);
         self.started = state.started.min(now);
+        if let Some(named) = &state.program {
+            let pids = nodes.values().map(|node| node.life.pid);
+            let program = Arc::new(Program::find(named, pids));
+            self.fleet.set_program(Arc::clone(&program));
+            for id in self.fleet.ids(Role::Worker) {
+                if let Some(node) = self.fleet.get_mut(id) {
+                    node.program = Arc::clone(&program);
+                }
+            }
+        }
         let mut updating = None;
         let living: Vec<NodeId> = nodes.keys().copied().collect();
         for (id, Adopted { life, process }) in nodes {
             if id.role == Role::Successor {
-                self.fleet
-                    .add_successor(id.slot, Path::new(OWN_PROGRAM).into());
+                let program = Program::of_process(life.pid).unwrap_or_else(|_| Program::own());
+                self.fleet.add_successor(id.slot, program.into(), true);
             }
             self.adopt_node(now, id, &life, Arc::new(process));
             if id.role == Role::Successor {
@@ -46,8 +56,9 @@ impl Cluster {
         // It was whole once, and its clients have noticed nothing.
         self.stage = Stage::Running;
         self.resume_resize(now, before);
-        if let Some(slot) = updating {
-            self.resume_update(now, slot);
+        match updating {
+            Some(slot) => self.resume_update(now, slot),
+            None => self.fleet.forget_new(),
         }
         announce(&self.settings);
         self.service.ready();
@@ -103,6 +114,7 @@ impl Cluster {
             brokers_before: growing.map(|resize| resize.from),
             started: self.started,
             size: self.settings.size,
+            program: self.fleet.program().named().cloned(),
             lives,
             view: self.membership.view().clone(),
         };

@@ -121,7 +121,8 @@ async fn is_found_and_taken_back(fault: &str, reason: &str) {
     let status = status(&cluster).await;
     assert_eq!(status["workers_returned"], 1, "{status}");
     assert_eq!(status["failed"], 0, "{status}");
-    for client in &mut traffic.end().await {
+    let mut clients = traffic.end().await;
+    for client in &mut clients {
         assert!(client.is_alive().await);
     }
     counted(&cluster, CLIENTS).await;

@@ -246,7 +246,7 @@ impl Node {
                     Some(Command::Query(query)) => {
                         debug!(id = query.id, "Ignored a query for workers.");
                     }
-                    Some(Command::Drain(_) | Command::HandOver(_) | Command::TakePlace(_)) => {
+                    Some(Command::Drain(_) | Command::HandOver(_) | Command::CallOff(_) | Command::TakePlace(_)) => {
                         debug!("Ignored a command for workers.");
                     }
                     None => return Err(BrokerError::PartStopped {

@@ -21,6 +21,7 @@ pub use self::{
     load::{ConfigError, Loaded, Override, Source, load},
     namespace::{History, Namespace, Namespaces, Right, SlowClient},
     print::{commented_defaults, effective, json},
+    validate::HOLD_MAX,
 };
 use crate::ByteSize;
 
@@ -228,6 +229,36 @@ sections! {
         /// The same for a node that is not ready yet, from its start on.
         #[serde(with = "duration")]
         start_timeout: Duration = Duration::from_secs(30),
+    }
+
+    /// How workers are replaced, and when the new ones are no good: the update is
+    /// then taken back, connections included.
+    update: UpdateConfig {
+        /// Workers that are replaced before the others, one after the other; 0: none.
+        canary: u32 = 1,
+        /// How long the others wait then, while the new ones are watched.
+        #[serde(with = "duration")]
+        hold: Duration = Duration::from_secs(10),
+        /// Workers that are replaced at the same time after that.
+        parallel: u32 = 1,
+        /// New workers that may end by themselves.
+        exits_max: u32 = 0,
+        /// Connections that may refuse to move to a new worker, of a thousand; they
+        /// are closed and come back.
+        failed_moves_per_thousand_max: u32 = 1,
+        /// Connections of a new worker that may end abnormally (without a close frame,
+        /// or with a code that tells of a fault), of a thousand. Three times what is
+        /// usual in the cluster, and five of each worker, come on top.
+        abnormal_closes_per_thousand_max: u32 = 20,
+        /// A new worker whose thread is later than this in each of three seconds on
+        /// end, while no earlier worker is, stalls.
+        #[serde(with = "duration")]
+        lag_max: Duration = Duration::from_millis(500),
+        /// Memory of a new worker per connection, in percent of an earlier worker's;
+        /// memory_spare comes on top.
+        memory_percent_max: u32 = 200,
+        /// Memory that a new worker may have in any case, beyond an earlier worker's.
+        memory_spare: ByteSize = ByteSize::mib(64),
     }
 
     /// How the cluster ends.

@@ -98,6 +98,7 @@ impl Standing {
             Command::Query(_)
             | Command::Drain(_)
             | Command::HandOver(_)
+            | Command::CallOff(_)
             | Command::TakePlace(_) => {}
         }
     }

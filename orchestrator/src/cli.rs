@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use muster_daemon::{NodeArgs, config::Override};
+use muster_daemon::{
+    NodeArgs,
+    config::{HOLD_MAX, Override},
+};
 use muster_proto::control as pb;
 use muster_wire::{ChannelName, Position};
 
@@ -186,6 +189,10 @@ pub(crate) enum Verb {
     /// runtime directory; `update` asks.
     #[command(hide = true)]
     TakeoverCheck,
+    /// Say what this program speaks, and whether it takes the configuration; an
+    /// orchestrator asks before it starts workers from it.
+    #[command(hide = true)]
+    Probe,
     /// Be a worker; the orchestrator starts these.
     #[command(hide = true)]
     Worker(NodeArgs),
@@ -323,6 +330,7 @@ impl Verb {
             Self::Up(_)
             | Self::Completions { .. }
             | Self::TakeoverCheck
+            | Self::Probe
             | Self::Worker(_)
             | Self::Broker(_) => false,
             Self::Bench(options) => options.json(),
@@ -368,8 +376,22 @@ pub(crate) struct UpdateArgs {
     /// The program that the new processes run [default: what the others run].
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
+    /// Workers that are replaced before the others; 0: none [update.canary].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(WORKERS_MAX)))]
+    pub(crate) canary: Option<u32>,
+    /// How long the others wait then, while the new ones are watched, for example
+    /// 30s [update.hold].
+    #[arg(long, value_name = "TIME", value_parser = hold)]
+    pub(crate) hold: Option<Duration>,
+    /// Workers that are replaced at the same time after that [update.parallel].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u32>,
+    /// Take the update back that is under way, connections included; ends once
+    /// that is through.
+    #[arg(long, conflicts_with_all = ["binary", "canary", "hold", "parallel", "status"])]
+    pub(crate) abort: bool,
     /// Only show how far an update is, or how the last one ended.
-    #[arg(long, conflicts_with = "binary")]
+    #[arg(long, conflicts_with_all = ["binary", "canary", "hold", "parallel"])]
     pub(crate) status: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -481,6 +503,14 @@ fn close_reason(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.into())
+}
+
+fn hold(text: &str) -> Result<Duration, String> {
+    let hold = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if hold > HOLD_MAX {
+        return Err(format!("at most {}", humantime::format_duration(HOLD_MAX)));
+    }
+    Ok(hold)
 }
 
 fn channel_name(text: &str) -> Result<String, String> {
@@ -609,6 +639,12 @@ mod tests {
             "orchestrator scale --workers 257",
             "orchestrator scale --workers all",
             "orchestrator scale 3",
+            "orchestrator update --canary -1",
+            "orchestrator update --parallel 0",
+            "orchestrator update --hold soon",
+            "orchestrator update --hold 25h",
+            "orchestrator update --abort --binary /a",
+            "orchestrator update --abort --status",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -637,6 +673,18 @@ mod tests {
             "orchestrator history a --before 00c0ffee00c0ffee:9",
             "orchestrator log-filter",
             "orchestrator log-filter info,muster_worker=debug",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_update_takes_what_the_configuration_says_otherwise() {
+        for line in [
+            "orchestrator update",
+            "orchestrator update --binary ./new --canary 0 --hold 0s --parallel 4",
+            "orchestrator update --canary 2 --hold 1m30s --json",
+            "orchestrator update --abort --json",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

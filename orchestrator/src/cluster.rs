@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use muster_daemon::{
     Config, clock,
-    config::SupervisionConfig,
+    config::{SupervisionConfig, UpdateConfig},
     signals::{Signals, Stop},
 };
 use muster_proto::control::{self as pb, node_command::Command, node_report::Report};
@@ -43,6 +43,7 @@ use crate::{
     fleet::Fleet,
     membership::{Joined, Membership, Tell},
     node::{NodeId, Role},
+    probe::ProbeError,
     process::Process,
     reexec::Kept,
     reload::ConfigSource,
@@ -74,6 +75,7 @@ pub(crate) struct Settings {
     /// How long a publication may take before its outcome is unknown.
     pub(crate) publish_timeout: Duration,
     pub(crate) supervision: SupervisionConfig,
+    pub(crate) update: UpdateConfig,
     /// Incarnations of this cluster's nodes come after it.
     pub(crate) incarnation: u64,
     /// Somebody started it from a terminal, and it ends with that.
@@ -151,11 +153,11 @@ pub(crate) struct Cluster {
     /// have.
     has_reloaded: bool,
     children: JoinSet<Ended>,
+    /// Programs that are asked whether they fit.
+    probes: JoinSet<Result<Option<String>, ProbeError>>,
     /// Nodes that an earlier orchestrator started.
     adopted: BTreeMap<NodeId, Arc<Process>>,
     state_file: StateFile,
-    /// What this process's own program was called, if somebody chose it.
-    own_program: Option<PathBuf>,
     service: Service,
     stage: Stage,
     failure: Option<ClusterError>,
@@ -188,9 +190,9 @@ impl Cluster {
             settings,
             spawner,
             children: JoinSet::new(),
+            probes: JoinSet::new(),
             adopted: BTreeMap::new(),
             state_file,
-            own_program: None,
             service: Service::new(),
             stage: Stage::Starting,
             failure: None,
@@ -226,6 +228,8 @@ impl Cluster {
                     Ok(ended) => self.ended(clock::now(), ended),
                     Err(error) => warn!(%error, "A task that attends a node ended."),
                 },
+                // One that was cut off is asked by an update that is over.
+                Some(Ok(found)) = self.probes.join_next() => self.looked_at(found),
                 due = self.service.due() => match due {
                     Due::Beat => self.beat(),
                     Due::Orphans => self.reap(),
@@ -374,8 +378,11 @@ impl Cluster {
             Request::Scale { goal, answer } => {
                 let _ = answer.send(self.scale(now, goal));
             }
-            Request::Update { program, answer } => {
-                let _ = answer.send(self.begin_update(now, program));
+            Request::Update { wish, answer } => {
+                let _ = answer.send(self.begin_update(now, wish));
+            }
+            Request::AbortUpdate { answer } => {
+                let _ = answer.send(self.abort_update(now));
             }
             Request::Reload { answer } => {
                 let _ = answer.send(self.reload());

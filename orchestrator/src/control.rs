@@ -64,8 +64,12 @@ pub(crate) enum Request {
     },
     /// Replace all processes; with this program, if one is named.
     Update {
-        program: Option<PathBuf>,
+        wish: UpdateWish,
         answer: oneshot::Sender<Result<(), UpdateRefused>>,
+    },
+    /// Take that back.
+    AbortUpdate {
+        answer: oneshot::Sender<Result<(), AbortRefused>>,
     },
     /// Even the workers out; answered once that is through.
     Rebalance {
@@ -134,6 +138,26 @@ pub(crate) enum ScaleRefused {
          `status` for the reason"
     )]
     Failing,
+}
+
+/// How workers are to be replaced; absent: as the configuration says. Within the
+/// limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct UpdateWish {
+    /// An absolute path; absent: what runs now.
+    pub(crate) program: Option<PathBuf>,
+    pub(crate) canary: Option<u32>,
+    pub(crate) hold: Option<Duration>,
+    pub(crate) parallel: Option<u32>,
+}
+
+/// Why no update is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AbortRefused {
+    #[error("no update is under way: `update --status` shows how the last one ended")]
+    None,
+    #[error("the cluster is ending")]
+    Ending,
 }
 
 /// Why no update begins.

@@ -2,8 +2,7 @@
 //! figures.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::Path,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -16,9 +15,12 @@ use tokio::sync::mpsc;
 use crate::{
     cli::Size,
     node::{NodeId, Role},
-    spawn::OWN_PROGRAM,
-    supervisor::{Patience, Phase, Slot},
+    program::Program,
+    supervisor::{Health, Patience, Phase, Slot},
 };
+
+/// Heartbeats over which a worker's lag is looked at.
+const LAGS: usize = 3;
 
 /// One slot, its process's stream, and what it last reported.
 #[derive(Debug)]
@@ -26,10 +28,15 @@ pub(crate) struct Node {
     pub(crate) slot: Slot,
     /// When the current process was started.
     pub(crate) born: Millis,
-    /// What its processes run.
-    pub(crate) program: Arc<Path>,
+    /// What its next process is started from.
+    pub(crate) program: Arc<Program>,
+    /// Its process is of the update that is under way.
+    pub(crate) is_new: bool,
     stream: Option<NodeStream>,
     stats: Option<Stats>,
+    /// Heartbeats of the process, and how late it was in each of the last ones.
+    beats: u64,
+    lags: VecDeque<Duration>,
     counted: Option<Counted>,
     rate: Rate,
     /// The view epoch that was applied last.
@@ -69,7 +76,7 @@ pub(crate) struct Fleet {
     /// Incarnations of slots that are added come after it.
     incarnation: u64,
     /// What slots that are added run.
-    program: Arc<Path>,
+    program: Arc<Program>,
 }
 
 impl Fleet {
@@ -80,7 +87,7 @@ impl Fleet {
             streams: HashMap::new(),
             supervision: supervision.clone(),
             incarnation,
-            program: Path::new(OWN_PROGRAM).into(),
+            program: Program::own().into(),
         };
         let workers = (1..=size.workers).map(|slot| (Role::Worker, slot));
         let brokers = (1..=size.brokers).map(|slot| (Role::Broker, slot));
@@ -101,19 +108,21 @@ impl Fleet {
         is_new
     }
 
-    /// Adds a successor of the worker in a slot, which runs `program`. False when
-    /// there is one already, or no such worker.
-    pub(crate) fn add_successor(&mut self, slot: u32, program: Arc<Path>) -> bool {
+    /// Adds a successor of the worker in a slot, which runs `program`; whether that
+    /// is the new one of an update. False when there is one already, or no such
+    /// worker.
+    pub(crate) fn add_successor(&mut self, slot: u32, program: Arc<Program>, is_new: bool) -> bool {
         let Some(worker) = self.nodes.get(&worker(slot)) else {
             return false;
         };
         // Never an incarnation that the slot had, or will have.
         self.incarnation = self.incarnation.max(worker.slot.incarnation());
-        let is_new = self.add(successor(slot));
+        let is_added = self.add(successor(slot));
         if let Some(node) = self.nodes.get_mut(&successor(slot)) {
             node.program = program;
+            node.is_new = is_new;
         }
-        is_new
+        is_added
     }
 
     /// Removes a successor whose process has ended.
@@ -147,14 +156,21 @@ impl Fleet {
         }
     }
 
-    /// What new slots run.
-    pub(crate) fn program(&self) -> &Path {
+    /// What slots that are added run.
+    pub(crate) fn program(&self) -> &Arc<Program> {
         &self.program
     }
 
     /// What new slots run from now on.
-    pub(crate) fn set_program(&mut self, program: Arc<Path>) {
+    pub(crate) fn set_program(&mut self, program: Arc<Program>) {
         self.program = program;
+    }
+
+    /// No update is under way any more.
+    pub(crate) fn forget_new(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.is_new = false;
+        }
     }
 
     /// The node that this life of a worker or broker fills now.
@@ -177,6 +193,10 @@ impl Fleet {
             // Whoever fills the slot one day is another.
             self.incarnation = self.incarnation.max(node.slot.incarnation());
         }
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
     }
 
     pub(crate) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
@@ -279,13 +299,16 @@ impl Fleet {
 }
 
 impl Node {
-    fn new(slot: Slot, program: Arc<Path>) -> Self {
+    fn new(slot: Slot, program: Arc<Program>) -> Self {
         Self {
             slot,
             born: Millis(0),
             program,
+            is_new: false,
             stream: None,
             stats: None,
+            beats: 0,
+            lags: VecDeque::with_capacity(LAGS),
             counted: None,
             rate: Rate::default(),
             applied: 0,
@@ -297,6 +320,8 @@ impl Node {
     pub(crate) fn reborn(&mut self, now: Millis) {
         self.born = now;
         self.stats = None;
+        self.beats = 0;
+        self.lags.clear();
         self.counted = None;
         self.rate = Rate::default();
         self.view_applied(0);
@@ -316,6 +341,27 @@ impl Node {
     /// When that was.
     pub(crate) fn reported_at(&self) -> Option<Millis> {
         self.counted.map(|counted| counted.at)
+    }
+
+    /// Heartbeats of the process so far.
+    pub(crate) fn beats(&self) -> u64 {
+        self.beats
+    }
+
+    /// How a worker is; `None` as long as it has not said so.
+    pub(crate) fn health(&self, now: Millis) -> Option<Health> {
+        let Some(Stats::Worker(stats)) = &self.stats else {
+            return None;
+        };
+        let has_all = self.lags.len() == LAGS;
+        let lag = self.lags.iter().min().filter(|_| has_all);
+        Some(Health {
+            connections: stats.connections,
+            abnormal_closes: stats.abnormal_closes,
+            age: now.since(self.born),
+            memory_bytes: stats.memory_bytes,
+            lag: lag.copied().unwrap_or_default(),
+        })
     }
 
     pub(crate) fn rate(&self) -> Rate {
@@ -339,8 +385,13 @@ impl Node {
             publications,
             deliveries,
         };
+        self.beats += 1;
         if let Stats::Worker(worker) = &stats {
             self.links = Some(worker.links);
+            if self.lags.len() == LAGS {
+                self.lags.pop_front();
+            }
+            self.lags.push_back(Duration::from_micros(worker.lag_us));
         }
         if let Some(before) = self.counted.replace(counted) {
             let passed = now.since(before.at);

@@ -16,7 +16,9 @@ mod logs;
 mod membership;
 mod node;
 mod operate;
+mod probe;
 mod process;
+mod program;
 mod programs;
 mod reexec;
 mod reload;
@@ -173,6 +175,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let dir = RuntimeDir::open(&dir).map_err(UpError::from)?;
             Ok(reexec::can_take_over(&dir)?)
         }
+        Verb::Probe => probe(file),
         Verb::Worker(args) => node(Role::Worker, args, muster_worker::run),
         Verb::Broker(args) => node(Role::Broker, args, muster_broker::run),
         verb @ (Verb::Status { .. }
@@ -273,6 +276,15 @@ fn check_config(file: Option<&Path>, overrides: &[Override], json: bool) -> Resu
         |file| file.display().to_string(),
     );
     print(&format!("The configuration is fine ({file}).\n"))
+}
+
+/// Whether a node could run with this configuration, and what it would speak.
+fn probe(file: Option<&Path>) -> Result<(), Fatal> {
+    let config = load(file, &[])?.config;
+    if config.auth.key_file.is_some() || config.auth.public_key_file.is_some() {
+        muster_worker::check_key(&config.auth)?;
+    }
+    print(&probe::Release::own().to_json())
 }
 
 fn print_config(

@@ -99,6 +99,7 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         | Verb::Bench(_)
         | Verb::Journal(_)
         | Verb::TakeoverCheck
+        | Verb::Probe
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs ask no cluster"),
     };
@@ -148,6 +149,7 @@ fn action(verb: Verb) -> (String, Action) {
         | Verb::Connections { .. }
         | Verb::LogFilter { .. }
         | Verb::TakeoverCheck
+        | Verb::Probe
         | Verb::Worker(_)
         | Verb::Broker(_) => unreachable!("these verbs act on no connection"),
     }

@@ -1,157 +1,114 @@
 //! Which programs nodes run, and how that outlives an orchestrator.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    node::NodeId,
+    program::{Named, Program},
 };
 
-use rustix::fs::{Access, access};
-use tracing::warn;
-
-use crate::{node::NodeId, spawn::OWN_PROGRAM};
-
-/// What nodes run, as it is written down for the next orchestrator.
+/// What nodes run, as it is written down for the next orchestrator. `None` is
+/// whatever the orchestrator itself runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Programs {
-    /// Absent: whatever the orchestrator itself runs.
-    pub(crate) default: Option<PathBuf>,
-    /// Slots that run something else.
-    pub(crate) others: BTreeMap<NodeId, PathBuf>,
+    /// In new slots.
+    pub(crate) default: Option<Named>,
+    /// In slots that run something else.
+    pub(crate) others: BTreeMap<NodeId, Option<Named>>,
+}
+
+/// The same, to start processes from.
+#[derive(Debug)]
+pub(crate) struct Found {
+    default: Arc<Program>,
+    others: BTreeMap<NodeId, Arc<Program>>,
 }
 
 impl Programs {
-    /// `own` is what the program of this orchestrator was called by whoever
-    /// chose it; `default` and `nodes` are what is started.
     pub(crate) fn of<'a>(
-        own: Option<&Path>,
-        default: &Path,
-        nodes: impl Iterator<Item = (NodeId, &'a Path)>,
+        default: &Program,
+        nodes: impl Iterator<Item = (NodeId, &'a Program)>,
     ) -> Self {
-        let name = |program: &Path| match program == Path::new(OWN_PROGRAM) {
-            true => own.map(PathBuf::from),
-            false => Some(program.into()),
-        };
-        let default = name(default);
-        let others = nodes.filter_map(|(id, program)| {
-            let program = name(program);
-            let is_other = program != default;
-            is_other.then(|| (id, program.unwrap_or_else(|| OWN_PROGRAM.into())))
-        });
+        let others = nodes.filter(|(_, program)| program.named() != default.named());
         Self {
-            others: others.collect(),
-            default,
+            others: others
+                .map(|(id, program)| (id, program.named().cloned()))
+                .collect(),
+            default: default.named().cloned(),
         }
     }
 
-    /// What this orchestrator's own program is called, if somebody chose it.
-    pub(crate) fn own(&self) -> Option<PathBuf> {
-        self.default.clone().filter(|program| is_own(program))
+    /// Looks for them; `pids` are of processes that may run them.
+    pub(crate) fn find(&self, pids: &[u32]) -> Found {
+        let find = |named: Option<&Named>| -> Arc<Program> {
+            let found = named.map(|named| Program::find(named, pids.iter().copied()));
+            found.unwrap_or_else(Program::own).into()
+        };
+        // Slots that run the same program share it.
+        let mut known: Vec<(&Option<Named>, Arc<Program>)> = Vec::new();
+        let mut others = BTreeMap::new();
+        for (id, named) in &self.others {
+            let place = known.iter().position(|(other, _)| *other == named);
+            let place = place.unwrap_or_else(|| {
+                known.push((named, find(named.as_ref())));
+                known.len() - 1
+            });
+            others.insert(*id, Arc::clone(&known[place].1));
+        }
+        Found {
+            default: find(self.default.as_ref()),
+            others,
+        }
     }
+}
 
+impl Found {
     /// What to start in new slots.
-    pub(crate) fn of_new_slots(&self) -> Arc<Path> {
-        self.default
-            .as_deref()
-            .map_or_else(|| Path::new(OWN_PROGRAM).into(), started)
+    pub(crate) fn of_new_slots(&self) -> Arc<Program> {
+        Arc::clone(&self.default)
     }
 
     /// What to start in this slot.
-    pub(crate) fn of_slot(&self, id: NodeId) -> Arc<Path> {
-        let other = self.others.get(&id);
-        other.map_or_else(|| self.of_new_slots(), |program| started(program))
-    }
-}
-
-/// What is executed for the program of this name. The program that runs here is
-/// the same, even if another file has its name by now.
-fn started(name: &Path) -> Arc<Path> {
-    if name == Path::new(OWN_PROGRAM) || is_own(name) {
-        return Path::new(OWN_PROGRAM).into();
-    }
-    if let Err(error) = access(name, Access::EXEC_OK) {
-        warn!(
-            program = %name.display(),
-            %error,
-            "The program that nodes were started with is gone: further ones run the \
-             orchestrator's own."
-        );
-        return Path::new(OWN_PROGRAM).into();
-    }
-    name.into()
-}
-
-fn is_own(program: &Path) -> bool {
-    let identity = |path: &Path| -> io::Result<_> {
-        let metadata = fs::metadata(path)?;
-        Ok((metadata.dev(), metadata.ino()))
-    };
-    match (identity(program), identity(Path::new(OWN_PROGRAM))) {
-        (Ok(program), Ok(own)) => program == own,
-        (Err(_), _) | (_, Err(_)) => false,
+    pub(crate) fn of_slot(&self, id: NodeId) -> Arc<Program> {
+        Arc::clone(self.others.get(&id).unwrap_or(&self.default))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::node::Role;
-
-    const OTHER: &str = "/bin/sh";
 
     fn id(slot: u32) -> NodeId {
         let role = Role::Worker;
         NodeId { role, slot }
     }
 
-    fn own() -> &'static Path {
-        Path::new(OWN_PROGRAM)
-    }
-
     #[test]
     fn nothing_is_written_down_of_nodes_that_run_what_the_orchestrator_runs() {
-        let nodes = [(id(1), own()), (id(2), own())];
-        let programs = Programs::of(None, own(), nodes.into_iter());
-        assert_eq!(programs, <Programs as Default>::default());
-        assert_eq!(&*programs.of_new_slots(), own());
-        assert_eq!(&*programs.of_slot(id(1)), own());
-        assert_eq!(programs.own(), None);
+        let own = Program::own();
+        let programs = Programs::of(&own, [(id(1), &own), (id(2), &own)].into_iter());
+        assert_eq!(programs, Programs::default());
+        let found = programs.find(&[]);
+        assert_eq!(found.of_new_slots().named(), None);
+        assert_eq!(found.of_slot(id(1)).named(), None);
     }
 
     #[test]
     fn a_slot_that_runs_another_program_goes_on_with_it() {
-        let nodes = [(id(1), Path::new(OTHER)), (id(2), own())];
-        let programs = Programs::of(None, own(), nodes.into_iter());
-        assert_eq!(&*programs.of_slot(id(1)), Path::new(OTHER));
-        assert_eq!(&*programs.of_slot(id(2)), own());
-        assert_eq!(&*programs.of_slot(id(3)), own());
-
-        let nodes = [(id(1), Path::new(OTHER)), (id(2), own())];
-        let programs = Programs::of(None, Path::new(OTHER), nodes.into_iter());
-        assert_eq!(&*programs.of_slot(id(1)), Path::new(OTHER));
-        assert_eq!(&*programs.of_slot(id(2)), own());
-        assert_eq!(&*programs.of_slot(id(3)), Path::new(OTHER));
-    }
-
-    #[test]
-    fn a_chosen_program_that_runs_here_is_started_as_this_one_and_keeps_its_name() {
-        let chosen = std::env::current_exe().unwrap();
-        let programs = Programs::of(Some(&chosen), own(), [(id(1), own())].into_iter());
-        assert_eq!(programs.default.as_deref(), Some(&*chosen));
-        assert!(programs.others.is_empty());
-        assert_eq!(programs.own(), Some(chosen));
-        assert_eq!(&*programs.of_new_slots(), own());
-    }
-
-    #[test]
-    fn a_program_that_is_gone_is_replaced_by_the_orchestrators_own() {
-        let programs = Programs {
-            default: Some("/nonexistent/orchestrator".into()),
-            others: BTreeMap::new(),
-        };
-        assert_eq!(&*programs.of_slot(id(1)), own());
-        assert_eq!(programs.own(), None);
+        let own = Program::own();
+        let other = Program::open(Path::new("/bin/sh")).unwrap();
+        let nodes = || [(id(1), &other), (id(2), &own), (id(3), &other)].into_iter();
+        for default in [&own, &other] {
+            let found = Programs::of(default, nodes()).find(&[]);
+            assert_eq!(found.of_slot(id(1)).named(), other.named());
+            assert_eq!(found.of_slot(id(2)).named(), None);
+            assert_eq!(found.of_slot(id(3)).named(), other.named());
+            assert_eq!(found.of_slot(id(4)).named(), default.named());
+        }
+        let found = Programs::of(&own, nodes()).find(&[]);
+        assert!(Arc::ptr_eq(&found.of_slot(id(1)), &found.of_slot(id(3))));
     }
 }

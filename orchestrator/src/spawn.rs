@@ -9,7 +9,7 @@ use std::{
         fd::AsFd as _,
         unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::Arc,
 };
@@ -31,11 +31,10 @@ use crate::{
     logs::{LineSink, read_until},
     node::{NodeId, Role},
     process::Process,
+    program::Program,
     supervisor::Exit,
 };
 
-/// The program that runs now, even if the file at its path is another by now.
-pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Settings are in the file that nodes are given; variables would win over it.
 const SETTINGS_PREFIX: &str = "MUSTER_";
 const FILTER_VARIABLE: &str = "RUST_LOG";
@@ -81,7 +80,7 @@ impl Spawner {
     /// When the system has no process or descriptor left.
     pub(crate) fn start(
         &self,
-        program: &Path,
+        program: &Program,
         node: NodeId,
         incarnation: u64,
     ) -> io::Result<Started> {
@@ -94,7 +93,7 @@ impl Spawner {
             }
             Role::Broker => Stdio::null(),
         };
-        let mut command = Command::new(program);
+        let mut command = Command::new(program.executable());
         command
             .arg0("orchestrator")
             .arg(node.role.verb())
@@ -109,9 +108,7 @@ impl Spawner {
             .stdout(Stdio::null())
             .stderr(Stdio::from(write_end))
             .process_group(0);
-        for variable in foreign_variables() {
-            command.env_remove(variable);
-        }
+        without_settings(&mut command);
         let child = command.spawn()?;
         let pid = child
             .id()
@@ -211,6 +208,13 @@ fn reopen_stderr(pid: u32) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_file(options.open(format!("/proc/{pid}/fd/2"))?)
 }
 
+/// Keeps variables from a process that are not for nodes.
+pub(crate) fn without_settings(command: &mut Command) {
+    for variable in foreign_variables() {
+        command.env_remove(variable);
+    }
+}
+
 /// Variables that are not for nodes.
 fn foreign_variables() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
@@ -222,7 +226,7 @@ fn foreign_variables() -> impl Iterator<Item = OsString> {
 }
 
 /// `exit code 1`, `signal 9 (SIGKILL)`.
-fn describe(status: ExitStatus) -> String {
+pub(crate) fn describe(status: ExitStatus) -> String {
     if let Some(code) = status.code() {
         return format!("exit code {code}");
     }

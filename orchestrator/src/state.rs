@@ -21,6 +21,7 @@ use crate::{
     cli::Size,
     node::{NodeId, Role},
     process::start_ticks,
+    program::Named,
     programs::Programs,
 };
 
@@ -59,7 +60,7 @@ pub(crate) enum StateError {
 }
 
 /// What is known of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct State {
     /// Every incarnation so far is below or equal.
     pub(crate) incarnation: u64,
@@ -106,9 +107,9 @@ struct File {
     brokers: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     brokers_before: Option<u32>,
-    /// What nodes run, if not the orchestrator's own program.
+    /// What nodes are started from, if not the orchestrator's own program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    program: Option<PathBuf>,
+    program: Option<Named>,
     /// Slots that run something else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     programs: Vec<FileProgram>,
@@ -138,7 +139,9 @@ struct FileNode {
 struct FileProgram {
     role: FileRole,
     slot: u32,
-    program: PathBuf,
+    /// Absent: the orchestrator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    program: Option<Named>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -450,7 +453,14 @@ mod tests {
                 brokers: 1,
             },
             brokers_before: None,
-            programs: Programs::default(),
+            programs: Programs {
+                default: Some(Named {
+                    path: "/opt/muster/orchestrator".into(),
+                    device: 7,
+                    inode: 8,
+                }),
+                others: BTreeMap::new(),
+            },
             last_update: None,
             log_filter: None,
             lives: BTreeMap::from([
@@ -480,8 +490,15 @@ mod tests {
             view: View::default(),
             brokers_before: Some(1),
             programs: Programs {
-                default: Some("/opt/two".into()),
-                others: BTreeMap::from([(id(Role::Broker, 1), "/opt/one".into())]),
+                default: None,
+                others: BTreeMap::from([(
+                    id(Role::Broker, 1),
+                    Some(Named {
+                        path: "/opt/one".into(),
+                        device: 1,
+                        inode: 2,
+                    }),
+                )]),
             },
             last_update: Some(pb::UpdateStatusResponse {
                 state: "done".into(),

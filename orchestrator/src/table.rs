@@ -165,6 +165,9 @@ enum Figures {
         dropped: u64,
         resumed: u64,
         holes_told: u64,
+        abnormal_closes: u64,
+        lag_us: u64,
+        memory_bytes: u64,
     },
     Broker {
         shards: u32,
@@ -193,6 +196,9 @@ impl From<Stats> for Figures {
                 dropped: stats.dropped,
                 resumed: stats.resumed,
                 holes_told: stats.holes_told,
+                abnormal_closes: stats.abnormal_closes,
+                lag_us: stats.lag_us,
+                memory_bytes: stats.memory_bytes,
             },
             Stats::Broker(stats) => Self::Broker {
                 shards: stats.shards,

@@ -359,6 +359,7 @@ async fn serve(
         shutdown_timeout: config.shutdown.timeout,
         publish_timeout: config.link.publish_timeout,
         supervision: config.supervision.clone(),
+        update: config.update.clone(),
         incarnation: (clock::unix_seconds() * INCARNATIONS).max(known),
         terminal: io::stderr().is_terminal(),
         table,

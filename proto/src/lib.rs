@@ -17,6 +17,9 @@ pub use view::{BrokerNode, View, ViewError};
 pub const LINK_VERSION: u32 = 1;
 /// Version of `control.proto` that this release speaks.
 pub const CONTROL_VERSION: u32 = 2;
+/// Version of what two workers say to each other while connections go from one to
+/// the other.
+pub const HANDOVER_VERSION: u32 = 1;
 /// Longest message of `control.proto`: a publication of the longest that can be
 /// configured, and its envelope.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 65 << 20;

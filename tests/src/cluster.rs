@@ -146,6 +146,8 @@ impl ClusterBuilder {
             .arg(config_file(dir))
             .args(&self.flags)
             .env("MUSTER_BROKER__JOURNAL_DIR", journal_dir(dir))
+            // Tests of updates that are watched say for how long.
+            .env("MUSTER_UPDATE__HOLD", "0s")
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().expect("a descriptor is duplicated"))
             .stderr(log)

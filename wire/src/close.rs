@@ -55,6 +55,19 @@ impl CloseCode {
     /// Lowest application code after which clients stay away.
     pub const STAY_AWAY_MIN: Self = Self(4500);
 
+    /// Whether it tells of a fault on either side, as opposed to an end that
+    /// somebody wanted. The codes of applications, from 3000 up, do not, but for
+    /// those that SocketCluster has given a meaning.
+    #[must_use]
+    pub const fn is_abnormal(self) -> bool {
+        match self {
+            Self::NORMAL | Self::GOING_AWAY | Self::NO_STATUS => false,
+            Self(code) => {
+                code < 3000 || (code >= Self::PING_TIMEOUT.0 && code <= Self::BEFORE_HANDSHAKE.0)
+            }
+        }
+    }
+
     /// What a stock client does after it has seen this code.
     #[must_use]
     pub const fn reaction(self) -> Reaction {
@@ -125,6 +138,18 @@ mod tests {
         ];
         for (code, reaction) in table {
             assert_eq!(CloseCode(code).reaction(), reaction, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_somebody_wanted_is_not_abnormal() {
+        for code in [1000, 1001, 1005, 3000, 3999, 4010, 4500, 4999] {
+            assert!(!CloseCode(code).is_abnormal(), "{code}");
+        }
+        for code in [
+            0, 1002, 1003, 1006, 1007, 1008, 1009, 1011, 4000, 4001, 4005, 4009,
+        ] {
+            assert!(CloseCode(code).is_abnormal(), "{code}");
         }
     }
 

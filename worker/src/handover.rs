@@ -172,6 +172,14 @@ impl Handovers {
         }
     }
 
+    /// What was ordered is not wanted any more.
+    pub(crate) fn call_off(&mut self, id: u64, engine: &mut Engine) {
+        self.waiting.retain(|order| order.id != id);
+        if let Some(giver) = &mut self.giver {
+            giver.call_off(id, engine);
+        }
+    }
+
     /// This worker has no time for it any more.
     pub(crate) fn stop(&mut self, engine: &mut Engine) {
         self.waiting.clear();

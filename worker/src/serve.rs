@@ -71,6 +71,8 @@ struct Worker {
     last_tick: Instant,
     next_pace: Instant,
     next_heartbeat: Instant,
+    /// The most that a tick was late since the last heartbeat.
+    lag: Duration,
 }
 
 /// Serves clients until told to end and every connection is closed.
@@ -95,6 +97,7 @@ pub(crate) async fn serve(
         last_tick: Instant::now(),
         next_pace: Instant::now(),
         next_heartbeat: Instant::now(),
+        lag: Duration::ZERO,
     };
     while !worker.is_drained() {
         let next_tick = worker.next_tick();
@@ -150,12 +153,14 @@ pub(crate) async fn serve(
 
 impl Worker {
     fn handle_tick(&mut self) {
+        let late = Instant::now().duration_since(self.next_tick());
+        self.lag = self.lag.max(late);
         self.engine.set_now(now());
         self.engine.handle_tick();
         let now = Instant::now();
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + HEARTBEAT;
-            self.report(Report::Heartbeat(self.engine.heartbeat()));
+            self.report_heartbeat();
         }
         if let Phase::Draining(drain) = &mut self.phase {
             self.engine.go_on_draining(drain);
@@ -196,6 +201,7 @@ impl Worker {
                 self.phase = Phase::Draining(drain);
             }
             Command::HandOver(order) => self.handovers.begin(order, &mut self.engine),
+            Command::CallOff(pb::CallOff { id }) => self.handovers.call_off(id, &mut self.engine),
             Command::TakePlace(pb::TakePlace {}) => self.take_place(),
         }
     }
@@ -235,7 +241,7 @@ impl Worker {
         if let Some(report) = self.handovers.finish_turn(&mut self.engine) {
             if report.done {
                 // What is decided next is decided by how many are left.
-                self.report(Report::Heartbeat(self.engine.heartbeat()));
+                self.report_heartbeat();
             }
             self.report(Report::HandedOver(report));
         }
@@ -281,6 +287,11 @@ impl Worker {
 
     fn is_drained(&self) -> bool {
         matches!(&self.phase, Phase::Draining(drain) if self.engine.is_drained(drain))
+    }
+
+    fn report_heartbeat(&mut self) {
+        let lag = std::mem::take(&mut self.lag);
+        self.report(Report::Heartbeat(self.engine.heartbeat(lag)));
     }
 
     fn report(&self, report: Report) {

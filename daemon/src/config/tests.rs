@@ -275,6 +275,21 @@ fn sizes_that_do_not_fit_into_each_other_are_refused() {
             "supervision.start_timeout",
         ),
         ("[broker]\nthreads = 0", "broker.threads"),
+        ("[update]\nparallel = 0", "update.parallel"),
+        ("[update]\nhold = \"25h\"", "update.hold"),
+        ("[update]\nlag_max = \"0s\"", "update.lag_max"),
+        (
+            "[update]\nfailed_moves_per_thousand_max = 1001",
+            "update.failed_moves_per_thousand_max",
+        ),
+        (
+            "[update]\nabnormal_closes_per_thousand_max = 1001",
+            "update.abnormal_closes_per_thousand_max",
+        ),
+        (
+            "[update]\nmemory_percent_max = 99",
+            "update.memory_percent_max",
+        ),
         (
             "[shutdown]\ncloses_per_second = 0",
             "shutdown.closes_per_second",

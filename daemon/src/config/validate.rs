@@ -17,6 +17,8 @@ const CLIENT_TIMER_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 /// kill.
 const HUNG_AFTER_MIN: Duration = Duration::from_secs(2);
 const HUNG_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Longer than this nobody watches an update.
+pub const HOLD_MAX: Duration = Duration::from_secs(86_400);
 /// Beyond it players notice; and a process that rests gives no sign of life.
 const WAKEUP_INTERVAL_MAX: Duration = Duration::from_millis(100);
 const HEAD_BYTES_MIN: ByteSize = ByteSize::kib(1);
@@ -57,6 +59,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Invalid> {
     pacing(config)?;
     broker(config)?;
     supervision(config)?;
+    update(config)?;
     shutdown(config)?;
     log(config)?;
     namespaces(config)
@@ -323,6 +326,42 @@ fn supervision(config: &Config) -> Result<(), Invalid> {
         )?;
     }
     Ok(())
+}
+
+fn update(config: &Config) -> Result<(), Invalid> {
+    let update = &config.update;
+    within(
+        "update.hold",
+        Seconds(update.hold),
+        Seconds(Duration::ZERO),
+        Seconds(HOLD_MAX),
+    )?;
+    require("update.parallel", update.parallel > 0, || {
+        "0 would replace no worker".into()
+    })?;
+    for (key, value) in [
+        (
+            "update.failed_moves_per_thousand_max",
+            update.failed_moves_per_thousand_max,
+        ),
+        (
+            "update.abnormal_closes_per_thousand_max",
+            update.abnormal_closes_per_thousand_max,
+        ),
+    ] {
+        within(key, value, 0, 1000)?;
+    }
+    duration("update.lag_max", update.lag_max)?;
+    require(
+        "update.memory_percent_max",
+        update.memory_percent_max >= 100,
+        || {
+            format!(
+                "{} is less than an earlier worker's own 100",
+                update.memory_percent_max
+            )
+        },
+    )
 }
 
 fn shutdown(config: &Config) -> Result<(), Invalid> {

@@ -45,12 +45,13 @@ impl Cluster {
         if self.settings.is_executed_anew {
             self.rejoin_until = Some(now + REJOIN_MAX);
         }
-        self.own_program = state.programs.own();
-        self.fleet.set_program(state.programs.of_new_slots());
+        let pids: Vec<u32> = nodes.values().map(|node| node.life.pid).collect();
+        let programs = state.programs.find(&pids);
+        self.fleet.set_program(programs.of_new_slots());
         for role in super::ROLES {
             for id in self.fleet.ids(role) {
                 if let Some(node) = self.fleet.get_mut(id) {
-                    node.program = state.programs.of_slot(id);
+                    node.program = programs.of_slot(id);
                 }
             }
         }
@@ -58,8 +59,8 @@ impl Cluster {
         let living: Vec<NodeId> = nodes.keys().copied().collect();
         for (id, Adopted { life, process }) in nodes {
             if id.role == Role::Successor {
-                let program = state.programs.of_slot(id);
-                self.fleet.add_successor(id.slot, program);
+                let program = programs.of_slot(id);
+                self.fleet.add_successor(id.slot, program, true);
             }
             self.adopt_node(now, id, &life, Arc::new(process));
             if id.role == Role::Successor {
@@ -73,8 +74,9 @@ impl Cluster {
         // It was whole once, and its clients have noticed nothing.
         self.stage = Stage::Running;
         self.resume_resize(now, before);
-        if let Some(slot) = updating {
-            self.resume_update(now, slot);
+        match updating {
+            Some(slot) => self.resume_update(now, slot),
+            None => self.fleet.forget_new(),
         }
         announce(&self.settings);
         self.service.ready();
@@ -124,12 +126,8 @@ impl Cluster {
         });
         let lives: std::collections::BTreeMap<_, _> = lives.collect();
         let highest = lives.values().map(|life| life.incarnation).max();
-        let nodes = self.fleet.nodes();
-        let programs = Programs::of(
-            self.own_program.as_deref(),
-            self.fleet.program(),
-            nodes.map(|(id, node)| (id, &*node.program)),
-        );
+        let nodes = self.fleet.nodes().map(|(id, node)| (id, &*node.program));
+        let programs = Programs::of(self.fleet.program(), nodes);
         let growing = self.resize.filter(|resize| resize.from < resize.to);
         let state = State {
             incarnation: highest.unwrap_or(0).max(self.fleet.incarnation()),

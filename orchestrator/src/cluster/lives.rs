@@ -33,6 +33,7 @@ impl Cluster {
         if id.role == Role::Worker && self.succeed(id.slot) {
             return;
         }
+        self.note_exit(id, &exit);
         let address = self.membership.address(id);
         if let Some(socket) = address.and_then(|address| address.strip_prefix("unix:")) {
             // One that ended by itself has removed it.

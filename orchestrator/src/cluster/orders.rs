@@ -111,6 +111,7 @@ impl Cluster {
             self.end_stuck(report.stuck_slot, report.stuck_incarnation);
         }
         if !report.done {
+            self.update_goes_on(report);
             return;
         }
         let Some(order) = self.orders.open.remove(&report.id) else {

@@ -1,7 +1,7 @@
 //! What follows in an update once the workers are through: the brokers, one at
 //! a time (delivery.md C), and last the orchestrator itself.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use muster_proto::control as pb;
 use muster_wire::Millis;
@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{Cluster, Stage};
 use crate::{
     node::{NodeId, Role},
+    program::Program,
     supervisor::{BrokerNext, BrokerUpdate, Event, Exit, Filling, Phase},
 };
 
@@ -18,8 +19,13 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Following {
     machine: BrokerUpdate,
-    program: Arc<Path>,
+    program: Arc<Program>,
     brokers: u32,
+    /// What the slots were started from before.
+    earlier: BTreeMap<u32, Arc<Program>>,
+    /// Why they are to be that again: then the machine's slots are those that
+    /// were replaced.
+    returning: Option<String>,
     turn: Option<Turn>,
     /// The longest that the channels of one broker stood still.
     pause_max: Duration,
@@ -35,7 +41,7 @@ struct Turn {
     /// Of the process that is to go.
     incarnation: u64,
     /// What that runs.
-    program: Arc<Path>,
+    program: Arc<Program>,
     /// The slot is to run that again.
     is_put_back: bool,
     /// How the new process ended.
@@ -47,20 +53,47 @@ impl Following {
     pub(super) fn status(&self) -> pb::UpdateFollowing {
         let slot = self.machine.slot().filter(|_| !self.is_over);
         let pause_max_us = self.pause_max.as_micros();
+        let done = self.machine.done().len();
+        let done = match self.returning {
+            Some(_) => self.earlier.len().saturating_sub(done),
+            None => done,
+        };
         pb::UpdateFollowing {
             slot: slot.unwrap_or(0),
             step: slot.map_or(String::new(), |_| self.machine.step().into()),
-            brokers_done: self.machine.done(),
+            brokers_done: u32::try_from(done).unwrap_or(u32::MAX),
             brokers: self.brokers,
             pause_max_us: u64::try_from(pause_max_us).unwrap_or(u64::MAX),
             orchestrator_done: false,
         }
     }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// For people and programs.
+    pub(super) fn phase(&self) -> &'static str {
+        match self.returning {
+            Some(_) => "rolling_back",
+            None => "brokers",
+        }
+    }
+
+    /// Has everything taken back once the broker whose turn it is has had it;
+    /// false if that is going on already.
+    pub(super) fn give_up(&mut self, why: String) -> bool {
+        let is_new = self.returning.is_none();
+        if is_new {
+            self.machine.give_up(why);
+        }
+        is_new
+    }
 }
 
 impl Cluster {
     /// The workers run `program`: now the others.
-    pub(super) fn begin_following(&mut self, program: Arc<Path>) {
+    pub(super) fn begin_following(&mut self, program: Arc<Program>) {
         let slots = self.fleet.ids(Role::Broker).into_iter().map(|id| id.slot);
         let machine = BrokerUpdate::new(slots);
         let brokers = u32::try_from(machine.pending()).unwrap_or(u32::MAX);
@@ -69,6 +102,8 @@ impl Cluster {
             machine,
             program,
             brokers,
+            earlier: BTreeMap::new(),
+            returning: None,
             turn: None,
             pause_max: Duration::ZERO,
             is_over: false,
@@ -94,10 +129,10 @@ impl Cluster {
                 return true;
             }
             let filling = self.filling(&following);
-            let done = following.machine.done();
+            let done = following.machine.done().len();
             let next = following.machine.turn(now, &filling);
             if let Some(turn) = &following.turn
-                && following.machine.done() > done
+                && following.machine.done().len() > done
             {
                 let pause = now.since(turn.since);
                 info!(node = %turn.id, ?pause, "Broker is updated.");
@@ -121,19 +156,45 @@ impl Cluster {
                 self.kill_broker(id);
             }
             BrokerNext::PutBack { slot, why } => self.put_broker_back(now, slot, &why),
-            BrokerNext::Done(Err(why)) => {
-                error!(why, "The brokers are not updated.");
-                let why = format!(
-                    "{why}; it runs the earlier program again, as the brokers do whose turn had \
-                     not come, and the orchestrator; the workers run the new one"
-                );
-                self.end_following(now, Err(why));
-            }
+            BrokerNext::Done(Err(why)) => self.take_brokers_back(now, why),
             BrokerNext::Done(Ok(())) => {
-                info!("The brokers are updated.");
-                self.update_orchestrator(now);
+                let following = self.following.as_mut();
+                match following.and_then(|following| following.returning.clone()) {
+                    Some(why) => self.take_workers_back(now, why),
+                    None => {
+                        info!("The brokers are updated.");
+                        self.update_orchestrator(now);
+                    }
+                }
             }
         }
+    }
+
+    /// The update comes to nothing: the brokers that were replaced are replaced
+    /// again, then the workers.
+    pub(super) fn take_brokers_back(&mut self, now: Millis, why: String) {
+        self.restore_config();
+        let Some(following) = &mut self.following else {
+            return;
+        };
+        if let Some(before) = following.returning.clone() {
+            let why = format!("{before}; and a broker could not be taken back: {why}");
+            self.take_workers_back(now, why);
+            return;
+        }
+        let done = following.machine.done();
+        error!(why, brokers = ?done, "Taking the update of the brokers back.");
+        following.earlier.retain(|slot, _| done.contains(slot));
+        following.machine = BrokerUpdate::new(done.to_vec());
+        following.turn = None;
+        following.returning = Some(why);
+    }
+
+    fn take_workers_back(&mut self, now: Millis, why: String) {
+        if let Some(following) = &mut self.following {
+            following.is_over = true;
+        }
+        self.take_back(now, why);
     }
 
     /// The update is over, one way or the other.
@@ -145,7 +206,7 @@ impl Cluster {
     }
 
     /// What the update makes nodes run.
-    pub(super) fn following_program(&self) -> Option<Arc<Path>> {
+    pub(super) fn following_program(&self) -> Option<Arc<Program>> {
         let following = self.following.as_ref()?;
         Some(Arc::clone(&following.program))
     }
@@ -156,7 +217,14 @@ impl Cluster {
             return;
         };
         info!(node = %id, "Replacing a broker.");
-        let new = Arc::clone(&following.program);
+        let new = match &following.returning {
+            Some(_) => following.earlier.get(&slot),
+            None => Some(&following.program),
+        };
+        let new = Arc::clone(new.unwrap_or(&following.program));
+        if following.returning.is_none() {
+            following.earlier.insert(slot, Arc::clone(&node.program));
+        }
         following.turn = Some(Turn {
             id,
             since: now,
@@ -171,6 +239,7 @@ impl Cluster {
     fn put_broker_back(&mut self, now: Millis, slot: u32, why: &str) {
         let id = broker(slot);
         warn!(node = %id, why, "Starting the earlier program again.");
+        self.restore_config();
         let Some(turn) = self.turn_of(id) else {
             return;
         };

@@ -1,6 +1,8 @@
 //! The last step of an update: the orchestrator executes the new program in its
 //! own process.
 
+use std::sync::Arc;
+
 use muster_proto::control as pb;
 use muster_wire::Millis;
 use tracing::{error, info};
@@ -17,15 +19,16 @@ impl Cluster {
             self.end_following(now, Ok(()));
             return;
         };
-        if let Err(why) = reexec::check(&program, &self.settings.runtime_dir) {
+        if let Err(why) = reexec::check(program.executable(), &self.settings.runtime_dir) {
             self.orchestrator_stays(now, &why);
             return;
         }
-        info!(program = %program.display(), "Executing the program anew, in place.");
-        self.fleet.set_program(program.clone());
+        info!(program = %program.path().display(), "Executing the program anew, in place.");
+        let before = Arc::clone(self.fleet.program());
+        self.fleet.set_program(Arc::clone(&program));
         let mut done = self.update_status(now);
         done.state = "done".into();
-        (done.slot, done.step) = (0, String::new());
+        (done.slot, done.step, done.phase) = (0, String::new(), String::new());
         if let Some(following) = &mut done.following {
             following.orchestrator_done = true;
         }
@@ -36,7 +39,8 @@ impl Cluster {
             table.table(Vec::new());
         }
         self.spawner.sink.console.finish();
-        let failed = reexec::exec(&program, &kept);
+        let failed = reexec::exec(program.executable_here(), &kept);
+        self.fleet.set_program(before);
         self.last_update = None;
         self.service.reloaded();
         self.orchestrator_stays(now, &failed.to_string());
@@ -46,9 +50,9 @@ impl Cluster {
         error!(why, "The orchestrator goes on with the earlier program.");
         let why = format!(
             "the orchestrator cannot execute the new program and goes on with the earlier one: \
-             {why}; workers and brokers run the new one"
+             {why}"
         );
-        self.end_following(now, Err(why));
+        self.take_brokers_back(now, why);
     }
 
     /// Whether nodes that this process had before it executed its program anew

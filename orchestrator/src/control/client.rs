@@ -17,7 +17,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::Goal;
+use super::{Goal, UpdateWish};
 
 /// Why an operator got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -129,14 +129,28 @@ impl Operator {
         Ok(answer.map_err(refused)?.into_inner())
     }
 
-    /// Begins to replace all workers; with this program, if one is named.
-    pub(crate) async fn update(&mut self, program: Option<PathBuf>) -> Result<(), OperatorError> {
-        let program = program.unwrap_or_default().into_os_string().into_string();
+    /// Begins to replace all workers.
+    pub(crate) async fn update(&mut self, wish: UpdateWish) -> Result<(), OperatorError> {
+        let program = wish.program.unwrap_or_default();
+        let program = program.into_os_string().into_string();
         let program = program.map_err(|program| {
             let program = program.to_string_lossy().into_owned();
             OperatorError::Invalid(format!("the path {program} is no text"))
         })?;
-        let answer = self.client.update(pb::UpdateRequest { program }).await;
+        let hold = wish.hold.map(|hold| hold.as_millis());
+        let request = pb::UpdateRequest {
+            program,
+            canary: wish.canary,
+            hold_ms: hold.map(|hold| u64::try_from(hold).unwrap_or(u64::MAX)),
+            parallel: wish.parallel,
+        };
+        let answer = self.client.update(request).await;
+        answer.map(|_| ()).map_err(refused)
+    }
+
+    /// Begins to take the update back that is under way.
+    pub(crate) async fn abort_update(&mut self) -> Result<(), OperatorError> {
+        let answer = self.client.abort_update(pb::AbortUpdateRequest {}).await;
         answer.map(|_| ()).map_err(refused)
     }
 

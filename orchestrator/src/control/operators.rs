@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use muster_daemon::{exit::chain, telemetry};
+use muster_daemon::{config::HOLD_MAX, exit::chain, telemetry};
 use muster_proto::control::{
     self as pb, operator_server::Operator, publish_result::Outcome, query::Request as Query,
 };
@@ -10,7 +10,8 @@ use muster_wire::ChannelName;
 use tonic::{Response, Status, codegen::async_trait};
 
 use super::{
-    Ending, Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, Whom, server::Control,
+    AbortRefused, Ending, Goal, RebalanceRefused, Request, ScaleRefused, UpdateRefused, UpdateWish,
+    Whom, server::Control,
 };
 use crate::{
     calls::{Gathered, NotAsked},
@@ -233,7 +234,13 @@ impl Operator for Control {
         &self,
         request: tonic::Request<pb::UpdateRequest>,
     ) -> Result<Response<pb::UpdateResponse>, Status> {
-        let program = PathBuf::from(request.into_inner().program);
+        let pb::UpdateRequest {
+            program,
+            canary,
+            hold_ms,
+            parallel,
+        } = request.into_inner();
+        let program = PathBuf::from(program);
         let program = Some(program).filter(|program| !program.as_os_str().is_empty());
         if program
             .as_ref()
@@ -243,12 +250,34 @@ impl Operator for Control {
                 "the program's path is not absolute",
             ));
         }
-        let begun = self
-            .ask(|answer| Request::Update { program, answer })
-            .await?;
+        within("workers to replace at once", WORKERS_MAX, parallel)?;
+        let hold = hold_ms.map(Duration::from_millis);
+        if hold.is_some_and(|hold| hold > HOLD_MAX) {
+            return Err(Status::invalid_argument(format!(
+                "the first workers are watched for at most {HOLD_MAX:?}"
+            )));
+        }
+        let wish = UpdateWish {
+            program,
+            canary,
+            hold,
+            parallel,
+        };
+        let begun = self.ask(|answer| Request::Update { wish, answer }).await?;
         let refused = |refused: UpdateRefused| Status::failed_precondition(refused.to_string());
         begun
             .map(|()| Response::new(pb::UpdateResponse {}))
+            .map_err(refused)
+    }
+
+    async fn abort_update(
+        &self,
+        _: tonic::Request<pb::AbortUpdateRequest>,
+    ) -> Result<Response<pb::AbortUpdateResponse>, Status> {
+        let begun = self.ask(|answer| Request::AbortUpdate { answer }).await?;
+        let refused = |refused: AbortRefused| Status::failed_precondition(refused.to_string());
+        begun
+            .map(|()| Response::new(pb::AbortUpdateResponse {}))
             .map_err(refused)
     }
 

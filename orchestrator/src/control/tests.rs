@@ -132,6 +132,7 @@ async fn a_node_that_is_accepted_reports_and_is_commanded() {
             | Request::Query { .. }
             | Request::Scale { .. }
             | Request::Update { .. }
+            | Request::AbortUpdate { .. }
             | Request::UpdateStatus { .. }
             | Request::Reload { .. }
             | Request::Rebalance { .. } => {}

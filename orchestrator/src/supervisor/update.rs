@@ -1,75 +1,83 @@
-//! Replacing workers one after another: which step is next.
+//! Replacing workers: whose turn is next, and when it is all taken back.
 //!
-//! A successor is started beside the worker in a slot and warms up; that hands
-//! its connections over and ends; the successor fills the slot. Whatever goes
-//! wrong before the first connection has moved costs nothing, and later the
-//! connections go back.
+//! Some workers are replaced before the others and watched for a while. As soon
+//! as something is wrong, what is under way is called off and whoever was
+//! replaced is replaced again, by the earlier program.
 
-use std::{collections::VecDeque, time::Duration};
+mod judge;
+mod replace;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use muster_wire::Millis;
 
-/// Longest that handing over the connections of one worker may take.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(120);
+use self::replace::{Replacement, Turn};
+pub(crate) use self::{
+    judge::{Earlier, Health, Usual, judge, judge_moves},
+    replace::{Facts as SlotFacts, Handed, Successor, Times},
+};
+
+/// Times that a slot is tried to be taken back.
+const BACK_ATTEMPTS: u32 = 3;
+
+/// How an update goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Workers that are replaced before the others.
+    pub(crate) canary: u32,
+    /// How long they are watched before the others follow.
+    pub(crate) hold: Duration,
+    /// How many are replaced at the same time after that, at least 1.
+    pub(crate) parallel: u32,
+}
 
 /// An update that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Update {
-    /// Slots whose turn is still to come.
+    plan: Plan,
+    phase: Phase,
+    /// Slots whose turn is still to come: to be replaced, and to be taken back.
     pending: VecDeque<u32>,
-    step: Step,
-    /// Why it ends before all slots had their turn.
-    failure: Option<String>,
+    going_back: VecDeque<u32>,
+    /// Slots whose turn it is.
+    running: BTreeMap<u32, Replacement>,
     /// Slots that a successor fills.
-    succeeded: u32,
+    replaced: Vec<u32>,
+    /// Slots that were taken back, or are to be and cannot.
+    returned: Vec<u32>,
+    stuck: BTreeMap<u32, String>,
+    attempts: BTreeMap<u32, u32>,
+    /// Why it is taken back.
+    failure: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// The next slot's turn.
-    Between,
-    /// The successor warms up.
-    Starting { slot: u32, until: Millis },
-    /// Connections go to it.
-    HandingOver { slot: u32, until: Millis },
-    /// They have; what cannot go is finished by the earlier worker.
-    Leaving { slot: u32, until: Millis },
-    /// They go back to the earlier worker.
-    HandingBack { slot: u32, until: Millis },
-    /// The successor is ended.
-    Ending { slot: u32 },
-}
-
-/// How the slot is whose turn it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// The earlier worker is ready.
-    pub(crate) is_worker_ready: bool,
-    pub(crate) successor: Successor,
-    /// What the last order to hand over has come to.
-    pub(crate) handed_over: Handed,
-}
-
-/// The successor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Successor {
-    /// There is none: it has not been started, fills the slot already, or has
-    /// ended for this reason.
-    None(Option<String>),
-    Starting,
-    Ready,
-}
-
-/// What an order to hand over has come to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Handed {
-    NotYet,
-    All,
-    Failed {
-        reason: String,
-        /// Some of them are with the other worker.
-        has_moved: bool,
+enum Phase {
+    /// The program is asked whether it fits.
+    Checking,
+    /// The first workers are replaced, one at a time.
+    Canary,
+    /// They are watched.
+    Holding {
+        until: Millis,
     },
+    /// The others are replaced.
+    Rest,
+    /// All that was replaced is taken back.
+    Back,
+    Over,
+}
+
+/// How the cluster is.
+pub(crate) struct Facts<'a> {
+    /// What has come of the look at the program.
+    pub(crate) checked: Option<Result<(), String>>,
+    /// What is wrong with the workers that were replaced.
+    pub(crate) fault: Option<String>,
+    pub(crate) slot: &'a dyn Fn(u32) -> SlotFacts,
 }
 
 /// What the driver must do.
@@ -77,10 +85,14 @@ pub(crate) enum Handed {
 #[must_use]
 pub(crate) enum Next {
     Nothing,
-    /// Start a successor.
+    /// Start a successor; of the earlier program if the update goes back.
     Start(u32),
-    /// Have the worker hand over all it has to its successor, and end.
+    /// Have the worker hand over all it has to its successor.
     HandOver(u32),
+    /// Tell the worker to end that in between.
+    CallOff(u32),
+    /// Have the worker end, which has handed over.
+    Leave(u32),
     /// Have the successor hand over all it has to the worker, and end.
     HandBack(u32),
     /// End the successor, which has no connections, or by force what it has.
@@ -90,353 +102,265 @@ pub(crate) enum Next {
     },
     /// End the earlier worker, which has not ended in time.
     EndWorker(u32),
-    /// All slots had their turn, or it has failed.
+    /// From now on processes of these slots are started from the earlier program.
+    GoBack(Vec<u32>),
+    /// All slots had their turn, or it has failed for this reason.
     Done(Result<(), String>),
 }
 
 impl Update {
-    pub(crate) fn new(slots: impl IntoIterator<Item = u32>) -> Self {
+    pub(crate) fn new(plan: Plan, slots: impl IntoIterator<Item = u32>) -> Self {
         Self {
+            plan,
+            phase: Phase::Checking,
             pending: slots.into_iter().collect(),
-            step: Step::Between,
+            going_back: VecDeque::new(),
+            running: BTreeMap::new(),
+            replaced: Vec::new(),
+            returned: Vec::new(),
+            stuck: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             failure: None,
-            succeeded: 0,
         }
     }
 
     /// The update of this slot, which has a successor already.
-    pub(crate) fn resume(now: Millis, slot: u32, starting: Duration) -> Self {
-        let until = now + starting;
+    pub(crate) fn resume(now: Millis, slot: u32, times: Times) -> Self {
+        let plan = Plan {
+            canary: 0,
+            hold: Duration::ZERO,
+            parallel: 1,
+        };
+        let running = Replacement::new(now, slot, times, true);
         Self {
-            step: Step::Starting { slot, until },
-            ..Self::new([])
+            phase: Phase::Rest,
+            running: BTreeMap::from([(slot, running)]),
+            ..Self::new(plan, [])
         }
-    }
-
-    /// Slots that a successor fills.
-    pub(crate) fn succeeded(&self) -> u32 {
-        self.succeeded
-    }
-
-    /// The slot whose turn it is.
-    pub(crate) fn slot(&self) -> Option<u32> {
-        match self.step {
-            Step::Between => None,
-            Step::Starting { slot, .. }
-            | Step::HandingOver { slot, .. }
-            | Step::Leaving { slot, .. }
-            | Step::HandingBack { slot, .. }
-            | Step::Ending { slot } => Some(slot),
-        }
-    }
-
-    /// Slots whose turn is still to come.
-    pub(crate) fn pending(&self) -> usize {
-        self.pending.len()
     }
 
     /// For people and programs.
-    pub(crate) fn step(&self) -> &'static str {
-        match self.step {
-            Step::Between | Step::Starting { .. } => "starting",
-            Step::HandingOver { .. } => "handing_over",
-            Step::Leaving { .. } => "leaving",
-            Step::HandingBack { .. } => "handing_back",
-            Step::Ending { .. } => "ending",
+    pub(crate) fn phase(&self) -> &'static str {
+        match self.phase {
+            Phase::Checking => "checking",
+            Phase::Canary => "canary",
+            Phase::Holding { .. } => "holding",
+            Phase::Rest => "replacing",
+            Phase::Back => "rolling_back",
+            Phase::Over => "over",
+        }
+    }
+
+    /// Slots whose turn it is, and what is done to them.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (u32, &'static str)> {
+        self.running.iter().map(|(slot, one)| (*slot, one.step()))
+    }
+
+    /// Slots that a successor fills: those that stay so, once it is over.
+    pub(crate) fn replaced(&self) -> &[u32] {
+        &self.replaced
+    }
+
+    /// Slots that are filled by the earlier program again.
+    pub(crate) fn returned(&self) -> &[u32] {
+        &self.returned
+    }
+
+    /// Slots that could not be taken back, and why.
+    pub(crate) fn stuck(&self) -> &BTreeMap<u32, String> {
+        &self.stuck
+    }
+
+    /// Whether slots are being taken back.
+    pub(crate) fn is_going_back(&self) -> bool {
+        self.phase == Phase::Back
+    }
+
+    /// Until when the first workers are watched.
+    pub(crate) fn holds_until(&self) -> Option<Millis> {
+        match self.phase {
+            Phase::Holding { until } => Some(until),
+            Phase::Checking | Phase::Canary | Phase::Rest | Phase::Back | Phase::Over => None,
         }
     }
 
     /// When to call [`Update::turn`] although nothing has happened.
     pub(crate) fn wake_at(&self) -> Option<Millis> {
-        match self.step {
-            Step::Starting { until, .. }
-            | Step::HandingOver { until, .. }
-            | Step::Leaving { until, .. }
-            | Step::HandingBack { until, .. } => Some(until),
-            Step::Between | Step::Ending { .. } => None,
+        let steps = self.running.values().filter_map(Replacement::wake_at);
+        steps.chain(self.holds_until()).min()
+    }
+
+    /// It is not wanted any more, for this reason: everything is taken back. What
+    /// is being taken back already goes on.
+    pub(crate) fn give_up(&mut self, why: String) -> Next {
+        match self.phase {
+            Phase::Back | Phase::Over => return Next::Nothing,
+            Phase::Checking | Phase::Canary | Phase::Holding { .. } | Phase::Rest => {}
         }
-    }
-
-    /// `starting` and `leaving` are how long the successor may take to be ready,
-    /// and the worker to end once it has handed over.
-    pub(crate) fn turn(
-        &mut self,
-        now: Millis,
-        facts: &Facts,
-        (starting, leaving): (Duration, Duration),
-    ) -> Next {
-        let is_late = self.wake_at().is_some_and(|until| until <= now);
-        match (self.step, &facts.successor) {
-            (Step::Between, _) => self.next_slot(now, starting),
-            // The worker may be on its way back after a crash of its own.
-            (Step::Starting { slot, .. }, Successor::Ready) if facts.is_worker_ready => {
-                let until = now + HAND_OVER_TIMEOUT;
-                self.step = Step::HandingOver { slot, until };
-                Next::HandOver(slot)
-            }
-            (Step::Starting { slot, .. }, Successor::None(Some(why))) => self.fail(format!(
-                "the successor of worker-{slot} does not start: {why}"
-            )),
-            (Step::Starting { slot, .. }, _) if is_late => {
-                let why = format!("the successor of worker-{slot} is not ready in time");
-                self.end_successor(slot, why)
-            }
-            (Step::HandingOver { slot, .. }, Successor::None(Some(why))) => self.fail(format!(
-                "the successor of worker-{slot} ended while it took over: {why}"
-            )),
-            // It fills the slot, whatever became of the worker.
-            (
-                Step::Starting { .. } | Step::HandingOver { .. } | Step::Leaving { .. },
-                Successor::None(None),
-            ) => {
-                self.succeeded += 1;
-                self.next_slot(now, starting)
-            }
-            (Step::HandingOver { slot, .. }, _) if facts.handed_over == Handed::All => {
-                let until = now + leaving;
-                self.step = Step::Leaving { slot, until };
-                Next::Nothing
-            }
-            (Step::HandingOver { slot, .. }, Successor::Starting | Successor::Ready) => {
-                self.hand_back_if_failed(now, slot, facts, is_late)
-            }
-            (Step::Leaving { slot, .. }, Successor::None(Some(why))) => {
-                self.fail(format!("the successor of worker-{slot} ended: {why}"))
-            }
-            (Step::Leaving { slot, .. }, _) if is_late => {
-                self.step = Step::Leaving {
-                    slot,
-                    until: now + leaving,
-                };
-                Next::EndWorker(slot)
-            }
-            (Step::HandingBack { .. } | Step::Ending { .. }, Successor::None(_)) => {
-                let failure = self.failure.take();
-                self.fail(failure.unwrap_or_else(|| "it was given up".to_owned()))
-            }
-            (Step::HandingBack { slot, .. }, _)
-                if is_late || matches!(facts.handed_over, Handed::Failed { .. }) =>
-            {
-                let why = "its connections could not go back".to_owned();
-                self.end_successor(slot, why)
-            }
-            (
-                Step::Starting { .. }
-                | Step::Leaving { .. }
-                | Step::HandingBack { .. }
-                | Step::Ending { .. },
-                _,
-            ) => Next::Nothing,
-        }
-    }
-
-    fn hand_back_if_failed(
-        &mut self,
-        now: Millis,
-        slot: u32,
-        facts: &Facts,
-        is_late: bool,
-    ) -> Next {
-        let (reason, has_moved) = match &facts.handed_over {
-            Handed::Failed { reason, has_moved } => (reason.as_str(), *has_moved),
-            Handed::NotYet | Handed::All if is_late => ("it takes too long", true),
-            Handed::NotYet | Handed::All => return Next::Nothing,
-        };
-        let why = format!("worker-{slot} could not hand over: {reason}");
-        if !has_moved {
-            return self.end_successor(slot, why);
-        }
-        self.failure.get_or_insert(why);
-        let until = now + HAND_OVER_TIMEOUT;
-        self.step = Step::HandingBack { slot, until };
-        Next::HandBack(slot)
-    }
-
-    fn next_slot(&mut self, now: Millis, starting: Duration) -> Next {
-        let Some(slot) = self.pending.pop_front() else {
-            self.step = Step::Between;
-            return Next::Done(Ok(()));
-        };
-        let until = now + starting;
-        self.step = Step::Starting { slot, until };
-        Next::Start(slot)
-    }
-
-    fn end_successor(&mut self, slot: u32, why: String) -> Next {
-        self.failure.get_or_insert(why.clone());
-        self.step = Step::Ending { slot };
-        Next::EndSuccessor { slot, why }
-    }
-
-    fn fail(&mut self, why: String) -> Next {
+        self.failure = Some(why);
+        self.phase = Phase::Back;
         self.pending.clear();
-        self.step = Step::Between;
-        Next::Done(Err(why))
+        for replacement in self.running.values_mut() {
+            replacement.call_off();
+        }
+        let replaced = std::mem::take(&mut self.replaced);
+        // Who was replaced last has been judged least.
+        self.going_back = replaced.iter().rev().copied().collect();
+        Next::GoBack(replaced)
     }
+
+    /// As [`Self::give_up`], of an update whose workers are through, because of
+    /// what came after them.
+    pub(crate) fn take_back(&mut self, why: String) -> Next {
+        if self.phase == Phase::Over && self.failure.is_none() && self.returned.is_empty() {
+            self.phase = Phase::Rest;
+        }
+        self.give_up(why)
+    }
+
+    /// To be called again at once unless it returns [`Next::Nothing`].
+    pub(crate) fn turn(&mut self, now: Millis, facts: &Facts<'_>, times: Times) -> Next {
+        if let Some(fault) = &facts.fault {
+            let next = self.give_up(fault.clone());
+            if next != Next::Nothing {
+                return next;
+            }
+        }
+        let slots: Vec<u32> = self.running.keys().copied().collect();
+        for slot in slots {
+            let next = self.turn_of(now, slot, facts, times);
+            if next != Next::Nothing {
+                return next;
+            }
+        }
+        match (self.phase, &facts.checked) {
+            (Phase::Checking, None) | (Phase::Over, _) => Next::Nothing,
+            (Phase::Checking, Some(Ok(()))) => {
+                self.phase = Phase::Canary;
+                self.go_on(now, times)
+            }
+            (Phase::Checking, Some(Err(why))) => self.end(Err(why.clone())),
+            (Phase::Canary | Phase::Holding { .. } | Phase::Rest, _) => self.go_on(now, times),
+            (Phase::Back, _) => self.go_on_back(now, facts, times),
+        }
+    }
+
+    /// What is due in a slot whose turn it is.
+    fn turn_of(&mut self, now: Millis, slot: u32, facts: &Facts<'_>, times: Times) -> Next {
+        let Some(replacement) = self.running.get_mut(&slot) else {
+            return Next::Nothing;
+        };
+        let (result, is_filled) = match replacement.turn(now, &(facts.slot)(slot), times) {
+            Turn::Do(next) => return next,
+            Turn::Over { result, is_filled } => (result, is_filled),
+        };
+        self.running.remove(&slot);
+        if self.attempts.contains_key(&slot) {
+            self.has_gone_back(slot, result, is_filled);
+            return Next::Nothing;
+        }
+        match (self.phase, result) {
+            // It was too late to call it off.
+            (Phase::Back, _) if is_filled => {
+                self.going_back.push_back(slot);
+                return Next::GoBack(vec![slot]);
+            }
+            (Phase::Back, _) => {}
+            (_, result) => {
+                if is_filled {
+                    self.replaced.push(slot);
+                }
+                if let Err(why) = result {
+                    return self.give_up(why);
+                }
+            }
+        }
+        Next::Nothing
+    }
+
+    fn has_gone_back(&mut self, slot: u32, result: Result<(), String>, is_filled: bool) {
+        match result {
+            Err(_) if self.attempts[&slot] < BACK_ATTEMPTS && !is_filled => {
+                self.going_back.push_back(slot);
+            }
+            Err(why) if !is_filled => {
+                self.stuck.insert(slot, why);
+            }
+            Ok(()) | Err(_) => self.returned.push(slot),
+        }
+    }
+
+    /// The next slots' turn, or the next phase.
+    fn go_on(&mut self, now: Millis, times: Times) -> Next {
+        loop {
+            let begun = self.running.len() + self.replaced.len();
+            let (at_once, most) = match self.phase {
+                Phase::Canary => (1, self.plan.canary),
+                Phase::Rest => (self.plan.parallel, u32::MAX),
+                Phase::Holding { until } if until <= now => {
+                    self.phase = Phase::Rest;
+                    continue;
+                }
+                Phase::Holding { .. } | Phase::Checking | Phase::Back | Phase::Over => {
+                    return Next::Nothing;
+                }
+            };
+            let has_room = self.running.len() < as_count(at_once) && begun < as_count(most);
+            if has_room && let Some(slot) = self.pending.pop_front() {
+                let replacement = Replacement::new(now, slot, times, true);
+                self.running.insert(slot, replacement);
+                return Next::Start(slot);
+            }
+            if !self.running.is_empty() {
+                return Next::Nothing;
+            }
+            if self.phase == Phase::Rest {
+                return self.end(Ok(()));
+            }
+            let hold = if self.replaced.is_empty() {
+                Duration::ZERO
+            } else {
+                self.plan.hold
+            };
+            self.phase = Phase::Holding { until: now + hold };
+        }
+    }
+
+    /// The next slot that is to be taken back.
+    fn go_on_back(&mut self, now: Millis, facts: &Facts<'_>, times: Times) -> Next {
+        while self.running.len() < as_count(self.plan.parallel)
+            && let Some(slot) = self.going_back.pop_front()
+        {
+            if !(facts.slot)(slot).is_new {
+                // It has ended by itself, and was started from the earlier one.
+                self.returned.push(slot);
+                continue;
+            }
+            *self.attempts.entry(slot).or_default() += 1;
+            let replacement = Replacement::new(now, slot, times, false);
+            self.running.insert(slot, replacement);
+            return Next::Start(slot);
+        }
+        if self.running.is_empty() {
+            let why = self.failure.take();
+            return self.end(Err(why.unwrap_or_else(|| "it was given up".into())));
+        }
+        Next::Nothing
+    }
+
+    fn end(&mut self, result: Result<(), String>) -> Next {
+        self.phase = Phase::Over;
+        self.pending.clear();
+        self.replaced.extend(self.stuck.keys());
+        Next::Done(result)
+    }
+}
+
+fn as_count(slots: u32) -> usize {
+    usize::try_from(slots).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Millis = Millis(1_000);
-    const TIMES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-
-    fn facts(successor: Successor, handed_over: Handed) -> Facts {
-        Facts {
-            is_worker_ready: true,
-            successor,
-            handed_over,
-        }
-    }
-
-    fn turn(update: &mut Update, successor: Successor, handed_over: Handed) -> Next {
-        update.turn(NOW, &facts(successor, handed_over), TIMES)
-    }
-
-    fn late(update: &mut Update, successor: Successor, handed_over: Handed) -> Next {
-        let until = update.wake_at().unwrap();
-        update.turn(until, &facts(successor, handed_over), TIMES)
-    }
-
-    fn failed(has_moved: bool) -> Handed {
-        Handed::Failed {
-            reason: "no room".to_owned(),
-            has_moved,
-        }
-    }
-
-    /// An update of worker 1, whose connections are going over.
-    fn handing_over() -> Update {
-        let mut update = Update::new([1, 2]);
-        let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
-        let next = turn(&mut update, Successor::Ready, Handed::NotYet);
-        assert_eq!(next, Next::HandOver(1));
-        update
-    }
-
-    #[test]
-    fn each_slot_gets_a_successor_that_is_ready_before_connections_move() {
-        let mut update = Update::new([1, 2]);
-        for slot in [1, 2] {
-            let next = turn(&mut update, Successor::None(None), Handed::NotYet);
-            assert_eq!(next, Next::Start(slot));
-            assert_eq!((update.slot(), update.step()), (Some(slot), "starting"));
-            let next = turn(&mut update, Successor::Starting, Handed::NotYet);
-            assert_eq!(next, Next::Nothing);
-            let next = turn(&mut update, Successor::Ready, Handed::NotYet);
-            assert_eq!(next, Next::HandOver(slot));
-            let next = turn(&mut update, Successor::Ready, Handed::NotYet);
-            assert_eq!(next, Next::Nothing);
-            let next = turn(&mut update, Successor::Ready, Handed::All);
-            assert_eq!((next, update.step()), (Next::Nothing, "leaving"));
-        }
-        let next = turn(&mut update, Successor::None(None), Handed::All);
-        assert_eq!(next, Next::Done(Ok(())));
-    }
-
-    #[test]
-    fn a_successor_that_does_not_start_costs_nothing_and_ends_the_update() {
-        let mut update = Update::new([1, 2]);
-        let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
-        let exit = Some("exit code 1".to_owned());
-        let Next::Done(Err(why)) = turn(&mut update, Successor::None(exit), Handed::NotYet) else {
-            panic!("it has failed");
-        };
-        assert!(why.contains("exit code 1"), "{why}");
-        assert_eq!(update.pending(), 0);
-    }
-
-    #[test]
-    fn a_successor_that_is_not_ready_in_time_is_ended() {
-        let mut update = Update::new([1]);
-        let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
-        let next = late(&mut update, Successor::Starting, Handed::NotYet);
-        assert!(matches!(next, Next::EndSuccessor { slot: 1, .. }));
-        let ended = Successor::None(Some("signal 9".to_owned()));
-        let Next::Done(Err(why)) = turn(&mut update, ended, Handed::NotYet) else {
-            panic!("it has failed");
-        };
-        assert!(why.contains("not ready in time"), "{why}");
-    }
-
-    #[test]
-    fn a_worker_that_is_away_is_waited_for_before_it_hands_over() {
-        let mut update = Update::new([1]);
-        let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
-        let away = Facts {
-            is_worker_ready: false,
-            ..facts(Successor::Ready, Handed::NotYet)
-        };
-        assert_eq!(update.turn(NOW, &away, TIMES), Next::Nothing);
-        let next = late(&mut update, Successor::Starting, Handed::NotYet);
-        assert!(matches!(next, Next::EndSuccessor { .. }));
-    }
-
-    #[test]
-    fn what_has_moved_goes_back_when_the_rest_cannot() {
-        for is_late in [false, true] {
-            let mut update = handing_over();
-            let next = if is_late {
-                late(&mut update, Successor::Ready, Handed::NotYet)
-            } else {
-                turn(&mut update, Successor::Ready, failed(true))
-            };
-            assert_eq!((next, update.step()), (Next::HandBack(1), "handing_back"));
-            let next = turn(&mut update, Successor::Ready, Handed::NotYet);
-            assert_eq!(next, Next::Nothing);
-            let next = turn(&mut update, Successor::Ready, Handed::All);
-            assert_eq!(next, Next::Nothing, "it ends by itself");
-            let ended = Successor::None(Some("exit code 0".to_owned()));
-            let Next::Done(Err(why)) = turn(&mut update, ended, Handed::All) else {
-                panic!("it has failed");
-            };
-            assert!(why.contains("could not hand over"), "{why}");
-        }
-    }
-
-    #[test]
-    fn a_successor_that_got_nothing_is_ended() {
-        let mut update = handing_over();
-        let next = turn(&mut update, Successor::Ready, failed(false));
-        let Next::EndSuccessor { slot: 1, why } = next else {
-            panic!("it has nothing to hand back: {next:?}");
-        };
-        assert!(why.contains("could not hand over: no room"), "{why}");
-    }
-
-    #[test]
-    fn a_successor_whose_connections_cannot_go_back_is_ended() {
-        let mut update = handing_over();
-        let _ = turn(&mut update, Successor::Ready, failed(true));
-        let next = turn(&mut update, Successor::Ready, failed(false));
-        assert!(matches!(next, Next::EndSuccessor { slot: 1, .. }));
-    }
-
-    #[test]
-    fn a_successor_that_ends_while_it_takes_over_leaves_the_worker_serving() {
-        let mut update = handing_over();
-        let ended = Successor::None(Some("signal 9".to_owned()));
-        let Next::Done(Err(why)) = turn(&mut update, ended, Handed::NotYet) else {
-            panic!("it has failed");
-        };
-        assert!(why.contains("signal 9"), "{why}");
-    }
-
-    #[test]
-    fn a_worker_that_ends_in_between_is_succeeded_all_the_same() {
-        let mut update = handing_over();
-        let next = turn(&mut update, Successor::None(None), Handed::NotYet);
-        assert_eq!(next, Next::Start(2));
-    }
-
-    #[test]
-    fn a_worker_that_does_not_leave_is_ended() {
-        let mut update = handing_over();
-        let _ = turn(&mut update, Successor::Ready, Handed::All);
-        let next = late(&mut update, Successor::Ready, Handed::All);
-        assert_eq!(next, Next::EndWorker(1));
-        let next = turn(&mut update, Successor::None(None), Handed::All);
-        assert_eq!(next, Next::Start(2));
-    }
-}
+mod property;
+#[cfg(test)]
+mod tests;

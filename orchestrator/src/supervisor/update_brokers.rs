@@ -23,7 +23,9 @@ pub(crate) struct BrokerUpdate {
     pending: VecDeque<u32>,
     step: Step,
     /// Slots that the new program fills.
-    done: u32,
+    done: Vec<u32>,
+    /// Why no further slot has its turn.
+    given_up: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +80,21 @@ impl BrokerUpdate {
         Self {
             pending: slots.into_iter().collect(),
             step: Step::Between,
-            done: 0,
+            done: Vec::new(),
+            given_up: None,
         }
     }
 
     /// Slots that the new program fills.
-    pub(crate) fn done(&self) -> u32 {
-        self.done
+    pub(crate) fn done(&self) -> &[u32] {
+        &self.done
+    }
+
+    /// It is not wanted any more, for this reason: the broker whose turn it is
+    /// is the last one.
+    pub(crate) fn give_up(&mut self, why: String) {
+        self.pending.clear();
+        self.given_up.get_or_insert(why);
     }
 
     /// Slots whose turn is still to come.
@@ -129,8 +139,8 @@ impl BrokerUpdate {
                 let why = format!("the new broker-{slot} does not start: {why}");
                 self.put_back(now, *slot, why)
             }
-            (Step::Ending { .. } | Step::Starting { .. }, Filling::Ready) => {
-                self.done += 1;
+            (Step::Ending { slot, .. } | Step::Starting { slot, .. }, Filling::Ready) => {
+                self.done.push(*slot);
                 self.next_slot(now)
             }
             (Step::Ending { slot, .. }, Filling::Starting) => {
@@ -168,7 +178,7 @@ impl BrokerUpdate {
     fn next_slot(&mut self, now: Millis) -> Next {
         let Some(slot) = self.pending.pop_front() else {
             self.step = Step::Between;
-            return Next::Done(Ok(()));
+            return Next::Done(self.given_up.take().map_or(Ok(()), Err));
         };
         let until = now + END_TIMEOUT;
         self.step = Step::Ending { slot, until };
@@ -219,10 +229,10 @@ mod tests {
             assert_eq!(update.turn(NOW, &Filling::Starting), Next::Nothing);
             assert_eq!(update.step(), "starting");
             assert_eq!(update.turn(NOW, &Filling::Starting), Next::Nothing);
-            assert_eq!(update.done(), slot - 1);
+            assert_eq!(update.done().len() + 1, slot as usize);
         }
         assert_eq!(update.turn(NOW, &Filling::Ready), Next::Done(Ok(())));
-        assert_eq!((update.done(), update.slot()), (2, None));
+        assert_eq!((update.done(), update.slot()), (&[1, 2][..], None));
     }
 
     #[test]
@@ -252,8 +262,18 @@ mod tests {
             assert_eq!(update.turn(NOW, &Filling::Starting), Next::Nothing);
             let next = update.turn(NOW, &Filling::Ready);
             assert_eq!(next, Next::Done(Err(why)));
-            assert_eq!((update.pending(), update.done()), (0, 0));
+            assert_eq!((update.pending(), update.done()), (0, &[][..]));
         }
+    }
+
+    #[test]
+    fn an_update_that_is_given_up_ends_with_the_broker_whose_turn_it_is() {
+        let mut update = replacing();
+        update.give_up("enough".into());
+        assert_eq!(update.turn(NOW, &Filling::Earlier), Next::Nothing);
+        let next = update.turn(NOW, &Filling::Ready);
+        assert_eq!(next, Next::Done(Err("enough".into())));
+        assert_eq!(update.done(), [1]);
     }
 
     #[test]

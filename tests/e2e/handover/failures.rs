@@ -30,7 +30,7 @@ enum Victim {
 }
 
 /// Clients that hear every number, and one that publishes them.
-struct Listeners {
+pub(super) struct Listeners {
     tasks: JoinSet<Heard>,
     publisher: tokio::task::JoinHandle<u64>,
     ending: watch::Sender<bool>,
@@ -43,7 +43,7 @@ struct Heard {
 }
 
 impl Listeners {
-    async fn start(cluster: &Cluster) -> Self {
+    pub(super) async fn start(cluster: &Cluster) -> Self {
         let mut publisher = on_worker_two(cluster).await;
         let (ending, ended) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -71,7 +71,7 @@ impl Listeners {
 
     /// Those that are still connected; each has heard everything in order, the
     /// others everything up to their end.
-    async fn end(self) -> (Vec<Raw>, usize) {
+    pub(super) async fn end(self) -> (Vec<Raw>, usize) {
         self.ending.send(true).expect("the publisher lives");
         let last = self.publisher.await.expect("the publisher lives");
         let (mut alive, mut closed) = (Vec::new(), 0);

@@ -1,6 +1,6 @@
 //! The worker's side of the cluster: links, the view, what is reported.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use muster_proto::{
     BrokerNode, View,
@@ -13,7 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Engine;
-use crate::link::{LinkEvent, LinkRead, LinkSender, run_link};
+use crate::{
+    link::{LinkEvent, LinkRead, LinkSender, run_link},
+    stats::memory_bytes,
+};
 
 /// One link per broker of the view.
 #[derive(Debug)]
@@ -164,7 +167,8 @@ impl Engine {
         });
     }
 
-    pub(crate) fn heartbeat(&self) -> Heartbeat {
+    /// `lag` is the most that the worker was late since the one before.
+    pub(crate) fn heartbeat(&self, lag: Duration) -> Heartbeat {
         let stats = &self.core.stats;
         let stats = WorkerStats {
             connections: self.connections.len() as u64,
@@ -178,6 +182,9 @@ impl Engine {
             dropped: stats.dropped,
             resumed: stats.resumed,
             holes_told: stats.holes_told,
+            abnormal_closes: stats.abnormal_closes,
+            lag_us: u64::try_from(lag.as_micros()).unwrap_or(u64::MAX),
+            memory_bytes: memory_bytes(),
         };
         Heartbeat {
             stats: Some(heartbeat::Stats::Worker(stats)),

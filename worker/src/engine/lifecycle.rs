@@ -188,7 +188,7 @@ impl Engine {
         self.out = out;
         self.connections.mark_dirty(key);
         match ingress {
-            Ingress::Close(code) => self.close(key, Some(code), ""),
+            Ingress::Close(code) => self.close_by_protocol(key, Some(code)),
             Ingress::Continue | Ingress::Pause(_) | Ingress::Unfinished { .. } => {
                 self.wheel.schedule(key, deadline)
             }

@@ -176,7 +176,7 @@ impl Engine {
                     if read {
                         self.read(key);
                     } else if hung_up {
-                        self.end(key);
+                        self.lose(key);
                     }
                 }
             }
@@ -230,7 +230,7 @@ impl Engine {
                 }
                 self.watch(key, |interest| interest.write = flushed != Flush::Empty);
             }
-            Err(_) => self.end(key),
+            Err(_) => self.lose(key),
         }
     }
 
@@ -291,6 +291,7 @@ impl Engine {
         {
             let session = connection.cut(CloseCode::POLICY, "slow client", deadline);
             self.core.stats.slow_clients_closed += 1;
+            self.core.stats.abnormal_closes += 1;
             self.closing(key, session, deadline);
         }
     }
@@ -304,6 +305,20 @@ impl Engine {
         self.connections.mark_dirty(key);
         self.wheel.schedule(key, deadline);
         self.watch(key, |interest| interest.read = true);
+    }
+
+    /// Says goodbye to a client that said so, or that broke a rule.
+    fn close_by_protocol(&mut self, key: ConnectionKey, code: Option<CloseCode>) {
+        self.core.stats.abnormal_closes += u64::from(code.is_some_and(CloseCode::is_abnormal));
+        self.close(key, code, "");
+    }
+
+    /// The socket has ended without a goodbye, or after one.
+    fn lose(&mut self, key: ConnectionKey) {
+        let connection = self.connections.peek(key);
+        let was_open = connection.is_some_and(|one| matches!(one.phase, Phase::Open(_)));
+        self.core.stats.abnormal_closes += u64::from(was_open);
+        self.end(key);
     }
 
     /// The connection is over; its socket closes.

@@ -39,7 +39,7 @@ impl Engine {
         }
         let mut buffer = std::mem::take(&mut self.read_buffer);
         match rustix::io::read(&connection.socket, &mut buffer[..]) {
-            Ok(0) => self.end(key),
+            Ok(0) => self.lose(key),
             Ok(_) if connection.is_closing() => {}
             Ok(len) => {
                 connection.received_bytes += len as u64;
@@ -50,7 +50,7 @@ impl Engine {
                 self.take_in(key, &mut buffer[..len]);
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.end(key),
+            Err(_) => self.lose(key),
         }
         self.read_buffer = buffer;
     }
@@ -257,7 +257,7 @@ impl Engine {
             Verdict::Pause(pause) => self.pause(key, pause),
             Verdict::Backlog => self.put_off(key),
             Verdict::Close(code) => {
-                self.close(key, code, "");
+                self.close_by_protocol(key, code);
                 return true;
             }
         }

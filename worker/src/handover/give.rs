@@ -230,6 +230,14 @@ impl Giver {
         self.feed(Event::Stop, engine);
     }
 
+    /// Ends it in between, if it is the order with this number.
+    pub(super) fn call_off(&mut self, id: u64, engine: &mut Engine) {
+        if self.order.id == id {
+            self.targets.clear();
+            self.feed(Event::CallOff, engine);
+        }
+    }
+
     fn feed(&mut self, event: Event, engine: &mut Engine) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {

@@ -30,6 +30,8 @@ pub(crate) struct Giving {
     /// At most so many more; `None`: all there are.
     wanted: Option<u32>,
     batch: u32,
+    /// No batch follows the one that is committed.
+    is_called_off: bool,
     /// How often connections were refused.
     refused: HashMap<ConnectionKey, u8>,
     outcome: Outcome,
@@ -93,6 +95,8 @@ pub(crate) enum Event {
     Woken,
     /// This worker has no time for it any more.
     Stop,
+    /// It is not wanted any more, but what is committed is seen through.
+    CallOff,
 }
 
 /// What the driver must do, in order.
@@ -133,6 +137,7 @@ impl Giving {
             },
             wanted,
             batch: 0,
+            is_called_off: false,
             refused: HashMap::new(),
             outcome: Outcome::default(),
         }
@@ -194,6 +199,7 @@ impl Giving {
             Event::Dead => self.dead(),
             Event::Woken => self.woken(now),
             Event::Stop => self.stop(),
+            Event::CallOff => self.call_off(),
         }
     }
 
@@ -246,7 +252,12 @@ impl Giving {
                     *wanted = wanted.saturating_sub(u32::try_from(keys.len()).unwrap_or(u32::MAX));
                 }
                 let mut actions = vec![Action::Release(keys)];
-                actions.extend(self.next_batch(now));
+                if self.is_called_off {
+                    self.phase = Phase::Over;
+                    actions.extend([Action::End, Action::Finish(called_off())]);
+                } else {
+                    actions.extend(self.next_batch(now));
+                }
                 actions
             }
             (Phase::Over, _) => vec![],
@@ -337,6 +348,27 @@ impl Giving {
         }
     }
 
+    /// A batch that is committed comes to its end first.
+    fn call_off(&mut self) -> Vec<Action> {
+        self.is_called_off = true;
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Greeting { .. } | Phase::Announcing { .. } | Phase::Between { .. } => {
+                vec![Action::End, Action::Finish(called_off())]
+            }
+            Phase::Preparing { keys, .. } => vec![
+                Action::Abort { batch: self.batch },
+                Action::Thaw(keys),
+                Action::End,
+                Action::Finish(called_off()),
+            ],
+            committed @ Phase::Committed { .. } => {
+                self.phase = committed;
+                vec![]
+            }
+            Phase::Over => vec![],
+        }
+    }
+
     /// What is committed stays so; the rest is this worker's again.
     fn stop(&mut self) -> Vec<Action> {
         let reason = || Err("this worker is ending".to_owned());
@@ -355,6 +387,10 @@ impl Giving {
             Phase::Over => vec![],
         }
     }
+}
+
+fn called_off() -> Result<(), String> {
+    Err("it was called off".to_owned())
 }
 
 #[cfg(test)]

@@ -6,11 +6,10 @@
 
 use std::ops::RangeInclusive;
 
+use muster_proto::HANDOVER_VERSION;
 use muster_wire::snapshot::{Place, SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
 use serde::{Deserialize, Serialize};
 
-/// Version of the messages in this file.
-pub(crate) const HANDOVER_VERSION: u32 = 1;
 /// Connections that are handed over at once: with the body's, as many
 /// descriptors as one packet may carry.
 pub(crate) const BATCH_MAX: usize = 63;

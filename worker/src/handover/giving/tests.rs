@@ -237,6 +237,26 @@ fn who_stops_keeps_what_is_not_committed_and_lets_go_of_the_rest() {
 }
 
 #[test]
+fn what_is_called_off_ends_after_the_batch_that_is_committed() {
+    for mut giving in [Giving::new(NOW, None), begun(None)] {
+        let actions = giving.handle(NOW, Event::CallOff);
+        assert_eq!(actions[0], Action::End);
+        assert!(failed(&actions), "{actions:?}");
+    }
+    let actions = preparing(3).handle(NOW, Event::CallOff);
+    let abort = [Action::Abort { batch: 1 }, Action::Thaw(keys(3))];
+    assert_eq!(actions[..2], abort);
+    assert!(failed(&actions), "{actions:?}");
+
+    let mut giving = committed(3);
+    assert_eq!(giving.handle(NOW, Event::CallOff), []);
+    let actions = giving.handle(NOW, running(1));
+    assert_eq!(actions[..2], [Action::Release(keys(3)), Action::End]);
+    assert!(failed(&actions), "{actions:?}");
+    assert_eq!(giving.outcome().moved, 3);
+}
+
+#[test]
 fn those_who_cannot_go_yet_are_looked_at_again_soon() {
     let mut giving = begun(None);
     assert_eq!(giving.handle(NOW, Event::NobodyLeft { later: true }), []);
@@ -248,7 +268,7 @@ fn those_who_cannot_go_yet_are_looked_at_again_soon() {
 
 /// What may happen, in any order.
 fn events() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(0_u8..11, 1..60)
+    prop::collection::vec(0_u8..12, 1..60)
 }
 
 proptest! {
@@ -274,6 +294,7 @@ proptest! {
                 6 => Event::Dead,
                 7 => prepared(batch + 1, &[]),
                 8 => Event::Stop,
+                9 => Event::CallOff,
                 _ => Event::Woken,
             }];
             while let Some(event) = events.pop() {

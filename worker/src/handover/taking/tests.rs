@@ -1,5 +1,7 @@
+use muster_proto::HANDOVER_VERSION;
+
 use super::*;
-use crate::handover::message::{Body, HANDOVER_VERSION};
+use crate::handover::message::Body;
 
 const NOW: Millis = Millis(10_000);
 const BODY: Body = Body {

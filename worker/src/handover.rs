@@ -183,3 +183,6 @@ impl Handovers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

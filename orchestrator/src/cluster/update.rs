@@ -51,6 +51,8 @@ pub(super) struct Run {
     moved: u64,
     failed: u64,
     pauses: Pauses,
+    /// Time that was spent handing over.
+    handing_over: Duration,
     note: String,
 }
 
@@ -70,6 +72,7 @@ impl Run {
             moved: 0,
             failed: 0,
             pauses: Pauses::default(),
+            handing_over: Duration::ZERO,
             note: String::new(),
         }
     }
@@ -98,6 +101,8 @@ impl Run {
             took_ms: u64::try_from(until.since(self.started).as_millis()).unwrap_or(u64::MAX),
             note: self.note.clone(),
             following: None,
+            pauses: self.pauses.counts().to_vec(),
+            handing_over_us: micros(self.handing_over),
         }
     }
 }
@@ -313,6 +318,7 @@ impl Cluster {
         let max = Duration::from_micros(report.pause_max_us);
         run.pauses
             .merge(&Pauses::received(report.pauses.clone(), max));
+        run.handing_over += Duration::from_micros(report.took_us);
         run.moved += report.moved;
         run.failed += report.failed;
         run.note.clone_from(&report.note);

@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use muster_wire::snapshot::{Place, SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
+use muster_wire::snapshot::{Place, SNAPSHOT_VERSIONS};
 use serde::{Deserialize, Serialize};
 
 /// Version of the messages in this file.
@@ -167,8 +167,8 @@ impl FromGiver {
     pub(crate) fn begin(slot: u32, incarnation: u64, replace: bool) -> Self {
         Self::Begin {
             version: HANDOVER_VERSION,
-            oldest: SNAPSHOT_VERSION,
-            newest: SNAPSHOT_VERSION,
+            oldest: *SNAPSHOT_VERSIONS.start(),
+            newest: *SNAPSHOT_VERSIONS.end(),
             slot,
             incarnation,
             replace,
@@ -200,6 +200,8 @@ impl FromTaker {
 
 #[cfg(test)]
 mod tests {
+    use muster_wire::snapshot::SNAPSHOT_VERSION;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ use super::{
     BenchError,
     clock::{Micros, SECOND},
     delays::Delays,
+    deploy::{Deployed, Steps},
     driver::histogram,
     hostile::Hostilities,
     messages::{Connected, Outcome, Window},
@@ -71,6 +72,8 @@ pub(super) struct Report {
     pub(super) rounds: Vec<Round>,
     /// Of the rounds, by signal: how long publications took at most.
     pub(super) pauses_us: BTreeMap<&'static str, Quantiles>,
+    /// Of the scenario `deploy`.
+    pub(super) deploy: Option<Deployed>,
     pub(super) hostilities: Hostilities,
     /// A disconnect breaks a promise.
     #[serde(skip)]
@@ -259,6 +262,7 @@ impl Report {
             last_reconnect_after_kill_us: None,
             rounds: Vec::new(),
             pauses_us: BTreeMap::new(),
+            deploy: None,
             must_stay_connected: false,
             hostilities: Hostilities::default(),
             seconds,
@@ -283,13 +287,18 @@ impl Report {
         });
     }
 
-    pub(super) fn set_rounds(&mut self, mut rounds: Vec<Round>, outcomes: &[Outcome]) {
+    pub(super) fn set_events(
+        &mut self,
+        (mut rounds, steps): (Vec<Round>, Option<Steps>),
+        outcomes: &[Outcome],
+    ) {
         let mut delays = Delays::default();
         for outcome in outcomes {
             delays.add(&outcome.delays);
         }
         self.pauses_us = rounds::pauses(&mut rounds, &delays);
         self.rounds = rounds;
+        self.deploy = steps.map(|steps| steps.finish(&delays));
     }
 
     pub(super) fn set_killed(&mut self, at: Option<Micros>) {
@@ -321,10 +330,11 @@ impl Report {
     }
 
     /// Whether the promises were kept: all connected, and where that was promised
-    /// stayed so, and what was acknowledged arrived once and in order.
+    /// stayed so, every update was made, and what was acknowledged arrived once and in order.
     pub(super) fn is_sound(&self) -> bool {
         let stayed = !self.must_stay_connected || self.disconnects == 0;
         stayed
+            && self.deploy.as_ref().is_none_or(Deployed::is_sound)
             && self.connects.failed == 0
             && [
                 self.lost,
@@ -431,7 +441,56 @@ fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
+fn print_deploy(out: &mut impl Write, deployed: &Deployed) -> io::Result<()> {
+    for step in &deployed.steps {
+        let seconds = float(step.took_us) / float(SECOND);
+        match (&step.error, &step.updated) {
+            (Some(error), _) => writeln!(out, "{:<13} failed: {error}", step.what)?,
+            (None, Some(updated)) => writeln!(
+                out,
+                "{:<13} {seconds:.2} s, {} moved in {:.0} ms, {} failed, pause p99 {:.1} ms, max {:.1}",
+                step.what,
+                updated.moved,
+                float(updated.handing_over_us) / 1e3,
+                updated.failed,
+                float(updated.pause_p99_us) / 1e3,
+                float(updated.pause_max_us) / 1e3
+            )?,
+            (None, None) => writeln!(out, "{:<13} {seconds:.2} s", step.what)?,
+        }
+    }
+    writeln!(
+        out,
+        "moved         {} connections, {} failed; {:.0} per second of handing over, {:.0} of updating",
+        deployed.moved,
+        deployed.failed,
+        deployed.moved_per_second,
+        deployed.moved_per_second_of_update
+    )?;
+    print_quantiles(out, "update", &deployed.update_us)?;
+    print_quantiles(out, "pause", &deployed.pause_us)?;
+    print_quantiles(out, "pause seen", &deployed.seen_pause_us)?;
+    for (role, before) in &deployed.before {
+        let after = deployed.after.get(role).copied().unwrap_or_default();
+        let mib = |bytes: u64| float(bytes) / 1_048_576.0;
+        writeln!(
+            out,
+            "{role:<13} {} descriptors, {} before; PSS {:.1} MiB, {:.1} before; RSS {:.1}, {:.1}",
+            after.descriptors,
+            before.descriptors,
+            mib(after.pss_bytes),
+            mib(before.pss_bytes),
+            mib(after.rss_bytes),
+            mib(before.rss_bytes)
+        )?;
+    }
+    Ok(())
+}
+
 fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    if let Some(deployed) = &report.deploy {
+        print_deploy(out, deployed)?;
+    }
     let ms = |micros: Option<Micros>| {
         micros.map_or("never".into(), |micros| {
             format!("{:.0} ms", float(micros) / 1e3)

@@ -1,7 +1,12 @@
 //! The cluster is updated, or changes its number of workers, under load: one
 //! thing after the other.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    thread,
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -12,7 +17,7 @@ use super::{
     driver::histogram,
     interrupt::Interrupt,
     options::Scenario,
-    report::{Quantiles, float},
+    report::{Quantiles, float, print_quantiles},
     server::{Holding, Server, Status, Updated},
 };
 
@@ -231,5 +236,129 @@ impl Deployed {
     pub(super) fn failures(&self) -> usize {
         let errors = self.steps.iter().filter(|step| step.error.is_some());
         errors.count()
+    }
+
+    /// Writes it for people.
+    pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        for step in &self.steps {
+            let seconds = float(step.took_us) / float(SECOND);
+            match (&step.error, &step.updated) {
+                (Some(error), _) => writeln!(out, "{:<13} failed: {error}", step.what)?,
+                (None, Some(updated)) => writeln!(
+                    out,
+                    "{:<13} {seconds:.2} s, {} moved in {:.0} ms, {} failed, pause p99 {:.1} ms, max {:.1}",
+                    step.what,
+                    updated.moved,
+                    float(updated.handing_over_us) / 1e3,
+                    updated.failed,
+                    float(updated.pause_p99_us) / 1e3,
+                    float(updated.pause_max_us) / 1e3
+                )?,
+                (None, None) => writeln!(out, "{:<13} {seconds:.2} s", step.what)?,
+            }
+        }
+        writeln!(
+            out,
+            "moved         {} connections, {} failed; {:.0} per second of handing over, {:.0} of updating",
+            self.moved, self.failed, self.moved_per_second, self.moved_per_second_of_update
+        )?;
+        print_quantiles(out, "update", &self.update_us)?;
+        print_quantiles(out, "pause", &self.pause_us)?;
+        print_quantiles(out, "pause seen", &self.seen_pause_us)?;
+        for (role, before) in &self.before {
+            let after = self.after.get(role).copied().unwrap_or_default();
+            let mib = |bytes: u64| float(bytes) / 1_048_576.0;
+            writeln!(
+                out,
+                "{role:<13} {} descriptors, {} before; PSS {:.1} MiB, {:.1} before; RSS {:.1}, {:.1}",
+                after.descriptors,
+                before.descriptors,
+                mib(after.pss_bytes),
+                mib(before.pss_bytes),
+                mib(after.rss_bytes),
+                mib(before.rss_bytes)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deploy(updates: Option<u32>, scale: &[u32]) -> Scenario {
+        Scenario::Deploy {
+            lobbies: 1,
+            members: 1,
+            rate: 1.0,
+            updates,
+            pause: 1.0,
+            binary: None,
+            scale: scale.into(),
+        }
+    }
+
+    #[test]
+    fn with_a_list_of_sizes_nothing_is_updated_unless_asked_for() {
+        assert_eq!(orders(&deploy(None, &[])), [Order::Update; 5]);
+        let sizes = [Order::Workers(8), Order::Workers(2)];
+        assert_eq!(orders(&deploy(None, &[8, 2])), sizes);
+        let both = [Order::Update, sizes[0], sizes[1]];
+        assert_eq!(orders(&deploy(Some(1), &[8, 2])), both);
+        assert!(orders(&Scenario::Idle { connections: 1 }).is_empty());
+    }
+
+    fn update(moved: u64, took_ms: u64, at: Micros) -> Step {
+        Step {
+            what: "update".into(),
+            error: None,
+            took_us: took_ms * 1000,
+            seen_pause_us: None,
+            updated: Some(Updated {
+                moved,
+                failed: 0,
+                pauses: vec![(1000, moved - 1), (9000, 1)],
+                pause_p50_us: 1000,
+                pause_p99_us: 1000,
+                pause_max_us: 9000,
+                handing_over_us: took_ms * 500,
+                took_ms,
+                note: None,
+            }),
+            held: BTreeMap::from([("workers", Holding::default())]),
+            at,
+            until: at + took_ms * 1000,
+        }
+    }
+
+    #[test]
+    fn updates_are_added_up_and_one_that_failed_breaks_the_promise() {
+        let mut delays = Delays::default();
+        delays.record(50_000, 57_000);
+        let steps = Steps {
+            before: BTreeMap::new(),
+            steps: vec![update(1000, 200, 0), update(3000, 200, SECOND)],
+        };
+        let deployed = steps.finish(&delays);
+        assert_eq!((deployed.moved, deployed.pause_us.count), (4000, 4000));
+        assert!((deployed.moved_per_second - 20_000.0).abs() < 1.0);
+        assert!((deployed.moved_per_second_of_update - 10_000.0).abs() < 1.0);
+        assert!(deployed.pause_us.max.abs_diff(9000) < 10);
+        let seen: Vec<_> = deployed
+            .steps
+            .iter()
+            .map(|step| step.seen_pause_us)
+            .collect();
+        assert_eq!(seen, [Some(7000), None]);
+        assert!(deployed.after.contains_key("workers") && deployed.is_sound());
+
+        let failed = Step {
+            error: Some("no".into()),
+            updated: None,
+            ..update(1, 1, 0)
+        };
+        let (before, steps) = (BTreeMap::new(), vec![failed]);
+        assert!(!Steps { before, steps }.finish(&delays).is_sound());
     }
 }

@@ -441,55 +441,9 @@ fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-fn print_deploy(out: &mut impl Write, deployed: &Deployed) -> io::Result<()> {
-    for step in &deployed.steps {
-        let seconds = float(step.took_us) / float(SECOND);
-        match (&step.error, &step.updated) {
-            (Some(error), _) => writeln!(out, "{:<13} failed: {error}", step.what)?,
-            (None, Some(updated)) => writeln!(
-                out,
-                "{:<13} {seconds:.2} s, {} moved in {:.0} ms, {} failed, pause p99 {:.1} ms, max {:.1}",
-                step.what,
-                updated.moved,
-                float(updated.handing_over_us) / 1e3,
-                updated.failed,
-                float(updated.pause_p99_us) / 1e3,
-                float(updated.pause_max_us) / 1e3
-            )?,
-            (None, None) => writeln!(out, "{:<13} {seconds:.2} s", step.what)?,
-        }
-    }
-    writeln!(
-        out,
-        "moved         {} connections, {} failed; {:.0} per second of handing over, {:.0} of updating",
-        deployed.moved,
-        deployed.failed,
-        deployed.moved_per_second,
-        deployed.moved_per_second_of_update
-    )?;
-    print_quantiles(out, "update", &deployed.update_us)?;
-    print_quantiles(out, "pause", &deployed.pause_us)?;
-    print_quantiles(out, "pause seen", &deployed.seen_pause_us)?;
-    for (role, before) in &deployed.before {
-        let after = deployed.after.get(role).copied().unwrap_or_default();
-        let mib = |bytes: u64| float(bytes) / 1_048_576.0;
-        writeln!(
-            out,
-            "{role:<13} {} descriptors, {} before; PSS {:.1} MiB, {:.1} before; RSS {:.1}, {:.1}",
-            after.descriptors,
-            before.descriptors,
-            mib(after.pss_bytes),
-            mib(before.pss_bytes),
-            mib(after.rss_bytes),
-            mib(before.rss_bytes)
-        )?;
-    }
-    Ok(())
-}
-
 fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if let Some(deployed) = &report.deploy {
-        print_deploy(out, deployed)?;
+        deployed.print(out)?;
     }
     let ms = |micros: Option<Micros>| {
         micros.map_or("never".into(), |micros| {

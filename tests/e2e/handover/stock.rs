@@ -10,8 +10,8 @@ use muster_tests::{
 };
 use serde_json::{Value, json as value};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::Command,
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
     sync::watch,
     time::{Duration, sleep, timeout},
 };
@@ -33,6 +33,9 @@ const DRIBBLER: u64 = 100;
 const ALL: u64 = SMALL + LARGE + 2;
 /// How long those two wait between two steps.
 const STEP: Duration = Duration::from_millis(2);
+
+/// What the stock clients write.
+type Output = BufReader<ChildStdout>;
 
 /// A stock client's part.
 struct Plan {
@@ -121,6 +124,51 @@ impl Account {
         self.answered == self.said
             && pairs.all(|(pair, last)| self.heard.get(&pair).and_then(|h| h.last()) == Some(&last))
     }
+
+    /// Everybody has heard everything, once and in order, but for what was said
+    /// before all had subscribed.
+    fn check(&self, plans: &BTreeMap<u64, Plan>, before: &BTreeMap<u64, (u64, u64)>) {
+        for ((listener, publisher), last) in self.pairs(plans) {
+            let heard = &self.heard[&(listener, publisher)];
+            let known = before.get(&publisher).map_or(0, |(_, known)| *known);
+            let first = heard[0];
+            assert!(
+                first <= known + 1,
+                "client {listener} misses {publisher}'s first"
+            );
+            let all: Vec<u64> = (first..=last).collect();
+            assert_eq!(*heard, all, "client {listener} of {publisher}");
+        }
+    }
+}
+
+/// Starts the stock clients.
+fn start(cluster: &Cluster, plans: &BTreeMap<u64, Plan>) -> (Child, ChildStdin, Lines<Output>) {
+    let lines = plans.iter().map(|(client, plan)| {
+        value!({
+            "client": client,
+            "version": plan.version,
+            "publishes": plan.publishes,
+            "subscribes": plan.subscribes,
+            "intervalMs": plan.interval_ms,
+            "padding": plan.padding,
+        })
+    });
+    let lines: Vec<_> = lines.collect();
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("chaos/stock.mjs");
+    let mut node = Command::new("node")
+        .arg(source)
+        .arg(cluster.url())
+        .arg(tools::stock_clients())
+        .arg(Value::from(lines).to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("node starts");
+    let input = node.stdin.take().expect("it was piped");
+    let lines = BufReader::new(node.stdout.take().expect("it was piped")).lines();
+    (node, input, lines)
 }
 
 async fn open(addr: &str) -> Bare {
@@ -192,30 +240,7 @@ async fn stock_clients_of_all_versions_notice_no_update() {
     slow.write(&bare::text(&subscribe)).await;
     assert_eq!(slow.text().await, r#"{"rid":2}"#);
     let plans = plans();
-    let lines = plans.iter().map(|(client, plan)| {
-        value!({
-            "client": client,
-            "version": plan.version,
-            "publishes": plan.publishes,
-            "subscribes": plan.subscribes,
-            "intervalMs": plan.interval_ms,
-            "padding": plan.padding,
-        })
-    });
-    let lines: Vec<_> = lines.collect();
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("chaos/stock.mjs");
-    let mut node = Command::new("node")
-        .arg(source)
-        .arg(cluster.url())
-        .arg(tools::stock_clients())
-        .arg(Value::from(lines).to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("node starts");
-    let mut input = node.stdin.take().expect("it was piped");
-    let mut lines = BufReader::new(node.stdout.take().expect("it was piped")).lines();
+    let (mut node, mut input, mut lines) = start(&cluster, &plans);
     let mut account = Account::default();
     let mut next = async |account: &mut Account| {
         let line = timeout(patience(), lines.next_line()).await;
@@ -259,17 +284,7 @@ async fn stock_clients_of_all_versions_notice_no_update() {
     }
     let read = timeout(patience(), reading).await;
     read.expect("all of it comes").expect("nothing went wrong");
-    for ((listener, publisher), last) in account.pairs(&plans) {
-        let heard = &account.heard[&(listener, publisher)];
-        let known = before.get(&publisher).map_or(0, |(_, known)| *known);
-        let first = heard[0];
-        assert!(
-            first <= known + 1,
-            "client {listener} misses {publisher}'s first"
-        );
-        let all: Vec<u64> = (first..=last).collect();
-        assert_eq!(*heard, all, "client {listener} of {publisher}");
-    }
+    account.check(&plans, &before);
     drop(input);
     let status = node.wait().await.expect("node ends");
     assert!(status.success(), "{status}");

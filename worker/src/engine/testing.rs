@@ -78,6 +78,11 @@ pub(crate) fn engine(listener: TcpListener, now: Now) -> Engine {
     engine
 }
 
+/// Whether the worker subscribes to the channel.
+pub(crate) fn has_channel(engine: &Engine, channel: &str) -> bool {
+    engine.core.channels.name(channel).is_some()
+}
+
 /// What a worker does with its sockets in one turn.
 pub(crate) async fn turn(engine: &mut Engine) {
     let ready = tokio::time::timeout(Duration::from_millis(1), engine.wait());

@@ -5,12 +5,12 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::Path};
 
 use muster_daemon::{adoption, runtime_dir};
 use muster_proto::control::HandOverTarget;
-use muster_wire::snapshot::{SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
+use muster_wire::snapshot::{Place, SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
 use tempfile::TempDir;
 use tokio::time::{Duration, timeout};
 
 use super::{
-    message::{FromGiver, FromTaker, RefusedConnection, decode},
+    message::{Announced, FromGiver, FromTaker, RefusedConnection, decode},
     packets::{Outgoing, Packet, Packets, pair},
     *,
 };
@@ -18,7 +18,7 @@ use crate::{
     connection::ConnectionKey,
     engine::{
         Wanted,
-        testing::{Client, engine, turn},
+        testing::{Client, engine, has_channel, turn},
     },
     now,
 };
@@ -345,6 +345,45 @@ async fn a_successor_that_closes_its_socket_after_the_commit_may_have_them() {
         world.turn().await;
     }
     assert_eq!(world.engine.len(), 1);
+}
+
+#[tokio::test]
+async fn what_several_workers_have_announced_is_kept_until_the_last_of_them_ends() {
+    let (mut world, offers) = World::new().await;
+    let mut peers = Vec::new();
+    for _ in 0..2 {
+        let (own, offered) = pair().unwrap();
+        offers.try_send(offered).unwrap();
+        world.peer = Some(Packets::new(own).unwrap());
+        while world.handovers.takers.len() == peers.len() {
+            world.turn().await;
+        }
+        welcomed(&mut world).await;
+        let place = Place {
+            channel: "a".try_into().unwrap(),
+            generation: 7,
+            offset: 1,
+        };
+        let announced = Announced {
+            places: vec![place],
+        };
+        let body = Outgoing::new(serde_json::to_vec(&announced).unwrap()).unwrap();
+        let message = FromGiver::Announce { body: body.body() };
+        let peer = world.peer.take().unwrap();
+        peer.send(&message, &body, &[]).unwrap();
+        while world.handovers.takers.iter().any(Taker::is_idle) {
+            world.turn().await;
+        }
+        peers.push(peer);
+    }
+    for left in [1, 0] {
+        assert!(has_channel(&world.engine, "a"));
+        drop(peers.pop());
+        while world.handovers.takers.len() > left {
+            world.turn().await;
+        }
+    }
+    assert!(!has_channel(&world.engine, "a"));
 }
 
 /// Another worker with clients, whose part in the hand-over is played.

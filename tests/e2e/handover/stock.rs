@@ -206,7 +206,13 @@ async fn read_slowly(mut client: Bare, mut ending: watch::Receiver<Option<u64>>)
         .borrow()
         .is_none_or(|all| heard.values().sum::<u64>() < all)
     {
-        let text = client.text().await;
+        let text = tokio::select! {
+            text = client.text() => text,
+            changed = ending.changed() => {
+                changed.expect("somebody tells");
+                continue;
+            }
+        };
         let packet: Value = json(&text);
         let data = &packet["data"]["data"];
         let last = heard

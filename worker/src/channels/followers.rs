@@ -210,10 +210,13 @@ impl Channel {
         index.is_some()
     }
 
-    /// Takes away those that wait for the owner.
+    /// Takes away those that wait for the owner; who had the subscription already
+    /// keeps it.
     pub(super) fn refuse_followers(&mut self) -> Vec<ConnectionKey> {
-        let is_waiting = |follower: &mut Follower| matches!(follower.stage, Stage::Waiting { .. });
-        let refused = self.followers.extract_if(.., is_waiting);
+        let is_refused = |follower: &mut Follower| {
+            matches!(follower.stage, Stage::Waiting { is_told: false, .. })
+        };
+        let refused = self.followers.extract_if(.., is_refused);
         refused.map(|follower| follower.key).collect()
     }
 

@@ -338,3 +338,16 @@ fn a_read_that_could_not_be_done_is_a_hole() {
     assert_eq!((caught.missed, caught.since), (None, at(5)));
     assert!(caught.is_first);
 }
+
+#[test]
+fn who_came_from_another_worker_keeps_a_subscription_that_the_owner_refuses() {
+    let mut channels = Channels::default();
+    channels.follow_on(&name(), FOLLOWER, at(3), SlowClient::default);
+    channels.follow(&name(), OTHER, None, SlowClient::default);
+    let (request, _) = channels.request("a").unwrap();
+    assert_eq!(channels.refuse("a", request), [OTHER]);
+    let (request, _) = channels.request("a").unwrap();
+    channels.confirm("a", request, at(3), true);
+    assert_eq!(channels.start_followers("a"), []);
+    assert_eq!(channels.place_of_follower("a", FOLLOWER), Some(at(3)));
+}

@@ -127,10 +127,7 @@ fn of_deploy(deployed: &Deployed) -> Vec<(String, String)> {
             "moved per second of handing over".into(),
             format!("{:.0}", deployed.moved_per_second),
         ),
-        (
-            "update p50, p99, max".into(),
-            times(&deployed.update_us),
-        ),
+        ("update p50, p99, max".into(), times(&deployed.update_us)),
         (
             "pause of a connection p50, p99, max".into(),
             times(&deployed.pause_us),

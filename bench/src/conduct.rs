@@ -6,6 +6,7 @@ use super::{
     BenchError, Place,
     blows::{self, Blow},
     clock::{Micros, SECOND, micros, now},
+    deploy::{self, Order, Steps},
     driver::channel_name,
     hostile::{Hostile, Hostilities},
     interrupt::Interrupt,
@@ -22,10 +23,10 @@ use super::{
 /// From the last connection to the first publication.
 const START_DELAY: Micros = SECOND / 5;
 
-/// From the last blow's end to the end of the measured time.
-const AFTER_BLOWS: Micros = SECOND;
-/// Longest that a run takes for each blow; it ends with the last one.
-const BLOW_SECONDS: f64 = 60.0;
+/// From the last blow's or update's end to the end of the measured time.
+const AFTER_EVENTS: Micros = SECOND;
+/// Longest that a run takes for each of them; it ends with the last one.
+const EVENT_SECONDS: f64 = 60.0;
 
 /// What runs against one server have in common.
 #[derive(Debug)]
@@ -37,8 +38,19 @@ pub(super) struct Conductor<'o> {
     pub(super) interrupt: Interrupt,
     pub(super) progress: Progress,
     blows: Vec<Blow>,
-    /// The measured time ends with the last blow, and nobody may be disconnected.
-    is_kill: bool,
+    deploy: Option<Deploy>,
+    /// The measured time ends with the last blow or update, and nobody may be
+    /// disconnected.
+    is_eventful: bool,
+}
+
+/// What the cluster is told to do.
+#[derive(Debug)]
+struct Deploy {
+    orders: Vec<Order>,
+    pause: Micros,
+    /// Of each update.
+    arguments: Vec<String>,
 }
 
 /// What was measured of the server's processes.
@@ -49,6 +61,7 @@ struct Measured {
     processor_us: Option<Micros>,
     killed_at: Option<Micros>,
     rounds: Vec<Round>,
+    steps: Option<Steps>,
 }
 
 impl<'o> Conductor<'o> {
@@ -67,7 +80,8 @@ impl<'o> Conductor<'o> {
             interrupt,
             progress: Progress::new(),
             blows: blows::in_turn(run.kill_rounds, run.stop_rounds),
-            is_kill: false,
+            deploy: None,
+            is_eventful: false,
         })
     }
 
@@ -77,16 +91,29 @@ impl<'o> Conductor<'o> {
             let status = self.server.status()?.ok_or(BenchError::KillBlindly)?;
             let brokers = u32::try_from(status.brokers()).unwrap_or(u32::MAX);
             self.blows = blows::of_scenario(scenario, brokers);
-            self.is_kill = true;
+            self.is_eventful = true;
+        }
+        if let Scenario::Deploy { pause, binary, .. } = scenario {
+            let binary = binary
+                .as_ref()
+                .map(|path| path.to_string_lossy().into_owned());
+            let binary = binary.map(|path| ["--binary".to_owned(), path]);
+            self.deploy = Some(Deploy {
+                orders: deploy::orders(scenario),
+                pause: micros(*pause),
+                arguments: binary.into_iter().flatten().collect(),
+            });
+            self.is_eventful = true;
         }
         Ok(())
     }
 
     /// The measured time in seconds, or the most that it may be.
     fn duration(&self) -> f64 {
-        if self.is_kill {
-            let blows = u32::try_from(self.blows.len()).unwrap_or(u32::MAX);
-            self.run.duration.max(f64::from(blows) * BLOW_SECONDS)
+        if self.is_eventful {
+            let orders = self.deploy.as_ref().map_or(0, |deploy| deploy.orders.len());
+            let events = u32::try_from(self.blows.len() + orders).unwrap_or(u32::MAX);
+            self.run.duration.max(f64::from(events) * EVENT_SECONDS)
         } else {
             self.run.duration
         }
@@ -138,7 +165,7 @@ impl<'o> Conductor<'o> {
         self.progress.clear();
         let mut report = Report::new(window, plan.deliveries_per_second(), connects, &outcomes);
         measured.add_to(&mut report, hostilities, &outcomes);
-        report.must_stay_connected = self.is_kill;
+        report.must_stay_connected = self.is_eventful;
         Ok(report)
     }
 
@@ -167,29 +194,38 @@ impl<'o> Conductor<'o> {
             );
             measured.killed_at = Some(kill(&self.server, victim)?);
         }
-        let (blows, is_kill) = (&self.blows, self.is_kill);
+        let (blows, is_eventful) = (&self.blows, self.is_eventful);
         measured.rounds = rounds::run(&self.server, interrupt, blows, window.to, |turn| {
-            if is_kill {
+            if is_eventful {
                 progress.show(&format!("blow {} of {}", turn + 1, blows.len()));
             }
         })?;
-        let end = if is_kill {
-            now() + AFTER_BLOWS
+        if let Some(deploy) = &self.deploy {
+            let orders = (&deploy.orders[..], deploy.pause);
+            let steps = deploy::run(&self.server, interrupt, orders, &deploy.arguments, |turn| {
+                let all = deploy.orders.len();
+                progress.show(&format!("update or change of size {} of {all}", turn + 1));
+            })?;
+            measured.steps = Some(steps);
+        }
+        let end = if is_eventful {
+            now() + AFTER_EVENTS
         } else {
             window.to
         };
         interrupt.sleep_until(end, || {
-            if !is_kill {
+            if !is_eventful {
                 progress.show_time("measuring", span);
             }
         });
         let after = usage(&pids);
         // A killed process takes its counter with it, and another one its memory.
         measured.held = server_usage(&self.server)?;
-        let nobody_died = self.run.kill.is_none() && measured.rounds.is_empty();
+        let nobody_died =
+            self.run.kill.is_none() && measured.rounds.is_empty() && measured.steps.is_none();
         measured.processor_us = (nobody_died && !pids.is_empty())
             .then(|| after.processor_us.saturating_sub(before.processor_us));
-        Ok(!is_kill && !self.interrupt.is_set())
+        Ok(!is_eventful && !self.interrupt.is_set())
     }
 }
 
@@ -197,7 +233,7 @@ impl Measured {
     fn add_to(self, report: &mut Report, hostilities: Hostilities, outcomes: &[Outcome]) {
         report.set_server_processor(self.processor_us);
         report.set_killed(self.killed_at);
-        report.set_rounds(self.rounds, outcomes);
+        report.set_events((self.rounds, self.steps), outcomes);
         report.hostilities = hostilities;
         if let (Some(empty), Some(held)) = (self.empty, self.held) {
             report.memory = Some(Memory::new(

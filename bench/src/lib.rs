@@ -13,6 +13,7 @@ mod clients;
 mod clock;
 mod conduct;
 mod delays;
+mod deploy;
 mod driver;
 mod hostile;
 mod interrupt;
@@ -66,9 +67,9 @@ pub enum BenchError {
     /// The state of the cluster could not be read.
     #[error("no cluster to measure: {0}; start one with `up`, or name another server with --url")]
     Status(String),
-    /// What is to be killed cannot be found without the cluster's state.
+    /// What is to be killed or updated cannot be found without the cluster's state.
     #[error(
-        "the scenario kill, --kill, --kill-rounds and --stop-rounds need a cluster of ours, not only a --url"
+        "the scenarios kill and deploy, --kill, --kill-rounds and --stop-rounds need a cluster of ours, not only a --url"
     )]
     KillBlindly,
     /// Somebody ended the run before there was anything to report.

@@ -115,6 +115,31 @@ pub(super) enum Scenario {
         #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=256))]
         scale: Vec<u32>,
     },
+    /// A load, under which the cluster is updated again and again, and then scaled.
+    /// Ends when that is done, whatever --duration says. Nothing acknowledged may be
+    /// lost, repeated or out of order, and no client disconnected.
+    Deploy {
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+        lobbies: u32,
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        members: u32,
+        /// Publications per second of each member.
+        #[arg(long, default_value_t = 1.0, value_parser = positive)]
+        rate: f64,
+        /// Updates [default: 5, with --scale none].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=10_000))]
+        updates: Option<u32>,
+        /// Between one's end and the next one's beginning.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = positive)]
+        pause: f64,
+        /// What the cluster is updated to [default: what it runs].
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+        /// Numbers of workers that the cluster is scaled to in turn, after the
+        /// updates: 8,2,4.
+        #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=256))]
+        scale: Vec<u32>,
+    },
     /// Many connections, each receiving now and then.
     Hold {
         #[arg(long, default_value_t = 10_000)]
@@ -146,6 +171,7 @@ impl Scenario {
             Self::Saturate { .. } => "saturate",
             Self::Churn { .. } => "churn",
             Self::Kill { .. } => "kill",
+            Self::Deploy { .. } => "deploy",
             Self::Hold { .. } => "hold",
         }
     }

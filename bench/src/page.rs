@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     churn::Churned,
+    deploy::Deployed,
     report::{Quantiles, Report, float},
     saturate::Search,
 };
@@ -76,8 +77,11 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
         );
         rows.push((format!("pause by {signal}: p50, p99, max"), figures));
     }
-    if !report.rounds.is_empty() {
+    if report.must_stay_connected {
         rows.push(("disconnects".into(), report.disconnects.to_string()));
+    }
+    if let Some(deployed) = &report.deploy {
+        rows.extend(of_deploy(deployed));
     }
     if let Some(server) = &report.server {
         rows.push(("server".into(), format!("{:.2} cores", server.cores)));
@@ -107,6 +111,49 @@ pub(super) fn of_run(scenario: &str, report: &Report) -> String {
 fn times(of: &Quantiles) -> String {
     let [p50, p99, max] = [of.p50, of.p99, of.max].map(ms);
     format!("{p50:.2}, {p99:.2}, {max:.2} ms")
+}
+
+fn of_deploy(deployed: &Deployed) -> Vec<(String, String)> {
+    let mut rows = vec![
+        (
+            "updates".into(),
+            format!("{}, {} failed", deployed.steps.len(), deployed.failures()),
+        ),
+        (
+            "connections moved".into(),
+            format!("{}, {} failed", deployed.moved, deployed.failed),
+        ),
+        (
+            "moved per second of handing over".into(),
+            format!("{:.0}", deployed.moved_per_second),
+        ),
+        ("update p50, p99, max".into(), times(&deployed.update_us)),
+        (
+            "pause of a connection p50, p99, max".into(),
+            times(&deployed.pause_us),
+        ),
+        (
+            "pause that clients saw p50, p99, max".into(),
+            times(&deployed.seen_pause_us),
+        ),
+    ];
+    for (role, before) in &deployed.before {
+        let after = deployed.after.get(role).copied().unwrap_or_default();
+        rows.push((
+            format!("{role}: descriptors, before and after"),
+            format!("{}, {}", before.descriptors, after.descriptors),
+        ));
+        let mib = |bytes: u64| float(bytes) / 1_048_576.0;
+        rows.push((
+            format!("{role}: PSS, before and after"),
+            format!(
+                "{:.1}, {:.1} MiB",
+                mib(before.pss_bytes),
+                mib(after.pss_bytes)
+            ),
+        ));
+    }
+    rows
 }
 
 /// The page of a search for the limit.

@@ -46,6 +46,12 @@ impl Plan {
                 lobbies,
                 members,
                 rate,
+            }
+            | Scenario::Deploy {
+                lobbies,
+                members,
+                rate,
+                ..
             } => Self::lobbies(lobbies, members, rate),
             Scenario::Saturate {
                 what,

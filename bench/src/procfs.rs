@@ -20,6 +20,14 @@ pub(super) fn pss_bytes(pid: u32) -> Option<u64> {
     pss(&rollup)
 }
 
+/// Bytes in memory, and open descriptors; nothing, if the process does not exist
+/// or is not ours.
+pub(super) fn held(pid: u32) -> Option<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    Some((kib(&status, "VmRSS:")?, descriptors as u64))
+}
+
 /// These processes and all that they, and theirs, have started.
 pub(super) fn with_descendants(pids: &[u32]) -> Vec<u32> {
     let mut all: BTreeSet<u32> = pids.iter().copied().collect();
@@ -58,7 +66,12 @@ fn ticks(stat: &str) -> Option<u64> {
 }
 
 fn pss(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    kib(rollup, "Pss:")
+}
+
+/// The bytes of a line such as `Pss: 4 kB`.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib << 10)
 }
@@ -92,7 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_memory() {
+    fn this_process_uses_memory_and_descriptors() {
         assert!(pss_bytes(process::id()).unwrap() > 0);
+        let (bytes, descriptors) = held(process::id()).unwrap();
+        assert!(bytes > 0 && descriptors >= 3, "{bytes} {descriptors}");
     }
 }

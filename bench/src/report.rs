@@ -13,6 +13,7 @@ use super::{
     BenchError,
     clock::{Micros, SECOND},
     delays::Delays,
+    deploy::{Deployed, Steps},
     driver::histogram,
     hostile::Hostilities,
     messages::{Connected, Outcome, Window},
@@ -71,6 +72,8 @@ pub(super) struct Report {
     pub(super) rounds: Vec<Round>,
     /// Of the rounds, by signal: how long publications took at most.
     pub(super) pauses_us: BTreeMap<&'static str, Quantiles>,
+    /// Of the scenario `deploy`.
+    pub(super) deploy: Option<Deployed>,
     pub(super) hostilities: Hostilities,
     /// A disconnect breaks a promise.
     #[serde(skip)]
@@ -259,6 +262,7 @@ impl Report {
             last_reconnect_after_kill_us: None,
             rounds: Vec::new(),
             pauses_us: BTreeMap::new(),
+            deploy: None,
             must_stay_connected: false,
             hostilities: Hostilities::default(),
             seconds,
@@ -283,13 +287,18 @@ impl Report {
         });
     }
 
-    pub(super) fn set_rounds(&mut self, mut rounds: Vec<Round>, outcomes: &[Outcome]) {
+    pub(super) fn set_events(
+        &mut self,
+        (mut rounds, steps): (Vec<Round>, Option<Steps>),
+        outcomes: &[Outcome],
+    ) {
         let mut delays = Delays::default();
         for outcome in outcomes {
             delays.add(&outcome.delays);
         }
         self.pauses_us = rounds::pauses(&mut rounds, &delays);
         self.rounds = rounds;
+        self.deploy = steps.map(|steps| steps.finish(&delays));
     }
 
     pub(super) fn set_killed(&mut self, at: Option<Micros>) {
@@ -321,10 +330,11 @@ impl Report {
     }
 
     /// Whether the promises were kept: all connected, and where that was promised
-    /// stayed so, and what was acknowledged arrived once and in order.
+    /// stayed so, every update was made, and what was acknowledged arrived once and in order.
     pub(super) fn is_sound(&self) -> bool {
         let stayed = !self.must_stay_connected || self.disconnects == 0;
         stayed
+            && self.deploy.as_ref().is_none_or(Deployed::is_sound)
             && self.connects.failed == 0
             && [
                 self.lost,
@@ -432,6 +442,9 @@ fn print_server(out: &mut impl Write, report: &Report) -> io::Result<()> {
 }
 
 fn print_trouble(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    if let Some(deployed) = &report.deploy {
+        deployed.print(out)?;
+    }
     let ms = |micros: Option<Micros>| {
         micros.map_or("never".into(), |micros| {
             format!("{:.0} ms", float(micros) / 1e3)

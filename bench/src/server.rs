@@ -1,8 +1,8 @@
 //! The server that is measured: where it is, its processes and what they use.
 
-use std::process::Stdio;
+use std::{collections::BTreeMap, process::Stdio};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{BenchError, Place, clock::Micros, options::RunOptions, procfs};
 
@@ -27,6 +27,44 @@ pub(super) struct Node {
     pub(super) incarnation: u64,
     pub(super) uptime_ms: u64,
     role: String,
+    /// Nothing until it has said.
+    stats: Option<Stats>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Stats {
+    /// Of workers.
+    #[serde(default)]
+    connections: u64,
+}
+
+/// What `update --json` says, as far as it matters here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Updated {
+    /// Connections that were handed over.
+    pub(super) moved: u64,
+    /// Connections that could not be.
+    pub(super) failed: u64,
+    /// How many connections stood still for at most so many microseconds.
+    pub(super) pauses: Vec<(u64, u64)>,
+    pub(super) pause_p50_us: Micros,
+    pub(super) pause_p99_us: Micros,
+    pub(super) pause_max_us: Micros,
+    pub(super) handing_over_us: Micros,
+    pub(super) took_ms: u64,
+    /// The last thing that did not go as it should.
+    pub(super) note: Option<String>,
+}
+
+/// What processes hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Holding {
+    pub(super) processes: u64,
+    pub(super) descriptors: u64,
+    /// Resident.
+    pub(super) rss_bytes: u64,
+    /// What is shared by several, in parts.
+    pub(super) pss_bytes: u64,
 }
 
 impl Node {
@@ -91,21 +129,67 @@ impl Server {
 
     /// Begins to change the number of brokers of a cluster of ours.
     pub(super) fn scale_brokers(&self, brokers: u32) -> Result<(), BenchError> {
+        let scaled = self.scale("--brokers", brokers)?;
+        scaled.map_err(BenchError::Scale)
+    }
+
+    /// Begins to change the number of some nodes; an error is what a cluster of
+    /// ours has against it.
+    pub(super) fn scale(&self, nodes: &str, count: u32) -> Result<Result<(), String>, BenchError> {
+        let output = self.tell(&["scale", nodes, &count.to_string()])?;
+        Ok(output.map(|_| ()))
+    }
+
+    /// Updates a cluster of ours, with these arguments; an error is how that
+    /// failed.
+    pub(super) fn update(
+        &self,
+        arguments: &[String],
+    ) -> Result<Result<Updated, String>, BenchError> {
+        let arguments = arguments.iter().map(String::as_str);
+        let arguments: Vec<_> = ["update", "--json"].into_iter().chain(arguments).collect();
+        let output = self.tell(&arguments)?;
+        let updated = output.map(|output| serde_json::from_slice(&output));
+        match updated {
+            Ok(Ok(updated)) => Ok(Ok(updated)),
+            Ok(Err(error)) => Err(BenchError::Status(error.to_string())),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// What a verb prints, or says instead.
+    fn tell(&self, arguments: &[&str]) -> Result<Result<Vec<u8>, String>, BenchError> {
         let Self::Cluster(place) = self else {
             return Err(BenchError::KillBlindly);
         };
         let output = place
             .command()
-            .args(["scale", "--brokers", &brokers.to_string()])
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .map_err(BenchError::io("cannot run the orchestrator"))?;
         if output.status.success() {
-            return Ok(());
+            return Ok(Ok(output.stdout));
         }
         let error = String::from_utf8_lossy(&output.stderr);
         let error = error.trim().trim_start_matches("error: ");
-        Err(BenchError::Scale(error.to_owned()))
+        Ok(Err(error.to_owned()))
+    }
+
+    /// What the processes of a cluster of ours hold, by role.
+    pub(super) fn holding(&self) -> Result<BTreeMap<&'static str, Holding>, BenchError> {
+        let status = self.status()?.ok_or(BenchError::KillBlindly)?;
+        let mut held: BTreeMap<_, Holding> = BTreeMap::new();
+        for (role, pid) in status.processes() {
+            let of_role = held.entry(role).or_default();
+            if let Some((rss_bytes, descriptors)) = procfs::held(pid) {
+                of_role.processes += 1;
+                of_role.descriptors += descriptors;
+                of_role.rss_bytes += rss_bytes;
+                of_role.pss_bytes += procfs::pss_bytes(pid).unwrap_or(0);
+            }
+        }
+        Ok(held)
     }
 
     /// All its processes that are known; none of a server that is only an
@@ -123,8 +207,26 @@ impl Server {
 
 impl Status {
     fn pids(&self) -> Vec<u32> {
-        let nodes = self.nodes.iter().filter_map(|node| node.pid);
-        std::iter::once(self.pid).chain(nodes).collect()
+        self.processes().map(|(_, pid)| pid).collect()
+    }
+
+    /// All processes, with their roles.
+    fn processes(&self) -> impl Iterator<Item = (&'static str, u32)> + '_ {
+        let nodes = self.nodes.iter().filter_map(|node| {
+            let role = if node.is_broker() {
+                "brokers"
+            } else {
+                "workers"
+            };
+            Some((role, node.pid?))
+        });
+        std::iter::once(("orchestrator", self.pid)).chain(nodes)
+    }
+
+    /// How many connections each worker has.
+    pub(super) fn connections(&self) -> impl Iterator<Item = u64> + '_ {
+        let workers = self.nodes.iter().filter(|node| !node.is_broker());
+        workers.map(|node| node.stats.as_ref().map_or(0, |stats| stats.connections))
     }
 
     pub(super) fn brokers(&self) -> usize {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use muster_proto::{CONTROL_VERSION, HANDOVER_VERSION, LINK_VERSION};
-use muster_wire::snapshot::{SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
+use muster_wire::snapshot::SNAPSHOT_VERSIONS;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -74,13 +74,14 @@ pub(crate) enum ProbeError {
 impl Release {
     /// This one.
     pub(crate) fn own() -> Self {
+        let snapshots = (*SNAPSHOT_VERSIONS.start(), *SNAPSHOT_VERSIONS.end());
         Self {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             control: CONTROL_VERSION,
             link: LINK_VERSION,
             hand_over: HANDOVER_VERSION,
-            writes_snapshots: (SNAPSHOT_VERSION, SNAPSHOT_VERSION),
-            reads_snapshots: (*SNAPSHOT_VERSIONS.start(), *SNAPSHOT_VERSIONS.end()),
+            writes_snapshots: snapshots,
+            reads_snapshots: snapshots,
         }
     }
 
@@ -281,7 +282,7 @@ mod tests {
             ),
             (
                 changed(|one| one.reads_snapshots = (8, 9)),
-                "it reads snapshots of version 8 to 9, the workers that run write 1",
+                "it reads snapshots of version 8 to 9, the workers that run write 1 to 2",
             ),
         ] {
             let error = misfit(&release);
@@ -293,10 +294,10 @@ mod tests {
     fn a_release_from_which_nothing_can_go_back_fits_with_a_warning() {
         let own = Release::own();
         let newer = changed(|one| {
-            (one.writes_snapshots, one.reads_snapshots) = ((2, 2), (1, 2));
+            (one.writes_snapshots, one.reads_snapshots) = ((9, 9), (2, 9));
         });
         let note = newer.fits(&own, &own).unwrap().unwrap();
-        assert!(note.contains("writes snapshots of version 2"), "{note}");
+        assert!(note.contains("writes snapshots of version 9"), "{note}");
     }
 
     #[test]

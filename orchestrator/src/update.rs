@@ -4,7 +4,7 @@ mod progress;
 
 use std::{io, path::PathBuf, time::Duration};
 
-use muster_proto::control as pb;
+use muster_proto::{Pauses, control as pb};
 use serde::Serialize;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -254,6 +254,9 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_p50_us: u64,
         pause_p99_us: u64,
         pause_max_us: u64,
+        /// How many stood still for at most so many microseconds.
+        pauses: Vec<(u64, u64)>,
+        handing_over_us: u64,
         took_ms: u64,
         note: Option<&'a str>,
         /// Null before the workers are through.
@@ -282,6 +285,9 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
     fn given(text: &str) -> Option<&str> {
         Some(text).filter(|text| !text.is_empty())
     }
+    let max = Duration::from_micros(status.pause_max_us);
+    let pauses = Pauses::received(status.pauses.clone(), max);
+    let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
     let update = Update {
         state: &status.state,
         error: given(&status.error),
@@ -311,6 +317,11 @@ fn json(status: &pb::UpdateStatusResponse) -> String {
         pause_p50_us: status.pause_p50_us,
         pause_p99_us: status.pause_p99_us,
         pause_max_us: status.pause_max_us,
+        pauses: pauses
+            .steps()
+            .map(|(pause, count)| (micros(pause), count))
+            .collect(),
+        handing_over_us: status.handing_over_us,
         took_ms: status.took_ms,
         note: given(&status.note),
         following: status.following.as_ref().map(|following| Following {
@@ -339,6 +350,8 @@ mod tests {
             pause_p50_us: 1_250,
             pause_p99_us: 4_900,
             pause_max_us: 1_500_000,
+            pauses: vec![0, 9_000, 999],
+            handing_over_us: 400_000,
             took_ms: 2_345,
             following: (state == "done").then(|| pb::UpdateFollowing {
                 brokers_done: 2,
@@ -447,6 +460,8 @@ mod tests {
                 "pause_p50_us": 1_250,
                 "pause_p99_us": 4_900,
                 "pause_max_us": 1_500_000,
+                "pauses": [[113, 9_000], [128, 999]],
+                "handing_over_us": 400_000,
                 "took_ms": 2_345,
                 "note": null,
                 "following": {

@@ -39,6 +39,13 @@ impl Pauses {
         &self.counts
     }
 
+    /// For each step that has any, the longest that its pauses may have been, and
+    /// their number.
+    pub fn steps(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let steps = bounds().zip(&self.counts).filter(|(_, count)| **count > 0);
+        steps.map(|(bound, count)| (Duration::from_micros(bound).min(self.max), *count))
+    }
+
     /// The longest pause.
     #[must_use]
     pub fn max(&self) -> Duration {
@@ -117,6 +124,8 @@ mod tests {
             all.record(pause, connections);
             all.record(pause * 3, connections);
         }
+        assert_eq!(one.steps().map(|(_, count)| count).sum::<u64>(), 69);
+        assert_eq!(one.steps().last(), Some((one.max(), 1)));
         let sent = Pauses::received(other.counts().to_vec(), other.max());
         let mut merged = Pauses::default();
         merged.merge(&one);

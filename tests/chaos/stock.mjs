@@ -2,9 +2,10 @@
 //
 //   node stock.mjs URL MODULES PLANS
 //
-// PLANS is JSON: [{client, version, publishes, subscribes, intervalMs}]. What
-// happens goes to standard output as JSON, one line each; `listen` on standard
-// input ends the publishing, its end the process.
+// PLANS is JSON: [{client, version, publishes, subscribes, intervalMs, padding}];
+// padding is the length of a text in each message, none by default. What happens
+// goes to standard output as JSON, one line each; `listen` on standard input ends
+// the publishing, its end the process.
 
 import readline from 'node:readline';
 import { load } from '../conformance/adapter.mjs';
@@ -25,7 +26,7 @@ async function each(queue, handle) {
   for (;;) handle(await queue.next(FOREVER));
 }
 
-function run({ client, version, publishes, subscribes, intervalMs }) {
+function run({ client, version, publishes, subscribes, intervalMs, padding = 0 }) {
   // They come back soon, as a game would configure it; the default is 10 to 20 s.
   const autoReconnectOptions = { initialDelay: 200, randomness: 200, multiplier: 1, maxDelay: 500 };
   const sc = load(version, modules).create({
@@ -36,8 +37,12 @@ function run({ client, version, publishes, subscribes, intervalMs }) {
   // A connection that is lost is an error event, too.
   each(sc.events.error, () => {});
   for (const channel of subscribes) {
-    each(sc.watch(name(channel)), ({ p, n }) => note(client, { what: 'delivered', channel, p, n }));
+    each(sc.watch(name(channel)), ({ p, n, text = '' }) => {
+      // One of the wrong length is none.
+      if (text.length % 1000 === 0) note(client, { what: 'delivered', channel, p, n });
+    });
   }
+  const text = padding > 0 ? { text: 'x'.repeat(padding) } : {};
   let n = 0;
   setInterval(async () => {
     if (!isPublishing || sc.state !== 'open') return;
@@ -45,7 +50,7 @@ function run({ client, version, publishes, subscribes, intervalMs }) {
     const own = n;
     note(client, { what: 'published', n: own, channel: publishes });
     try {
-      await sc.publish(name(publishes), { p: client, n: own });
+      await sc.publish(name(publishes), { p: client, n: own, ...text });
       note(client, { what: 'answered', n: own, error: null });
     } catch (error) {
       // What the client itself says of a connection that is gone is no answer.

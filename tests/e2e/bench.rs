@@ -7,6 +7,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::json;
+
 /// Runs the benchmark and reads what it prints.
 async fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
     let mut command = vec!["bench"];
@@ -219,4 +221,114 @@ async fn brokers_are_scaled_and_killed_meanwhile_under_load_and_nobody_is_discon
     );
     let brokers = cluster.status().await.unwrap().shards();
     assert_eq!(brokers.len(), 1);
+}
+
+/// Descriptors of all processes. Now and then one more is open for who asked
+/// last, or for who has just ended.
+fn descriptors(held: &Value) -> u64 {
+    let roles = held.as_object().expect("roles").values();
+    let count = |held: &Value| held["descriptors"].as_u64().expect("a number");
+    roles.map(count).sum()
+}
+
+#[tokio::test]
+async fn updates_and_new_sizes_under_load_disconnect_nobody_and_leave_nothing_behind() {
+    let cluster = Cluster::start(2, 2).await;
+    let page = cluster.runtime_dir().join("page.html");
+    let page = page.to_str().expect("it is UTF-8");
+    let own = orchestrator::binary();
+    let own = own.to_str().expect("it is UTF-8");
+    let arguments = [
+        "bench",
+        "deploy",
+        "--lobbies",
+        "20",
+        "--members",
+        "5",
+        "--updates",
+        "5",
+        "--pause",
+        "0.2",
+        "--scale",
+        "3,1,2",
+        "--binary",
+        own,
+        "--html",
+        page,
+        "--json",
+        "--force",
+        "--warmup",
+        "0.2",
+    ];
+    let output = cluster.verb(&arguments).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    let report = json(&String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{error}\n{report}");
+    let wrong = [
+        "disconnects",
+        "lost",
+        "repeated",
+        "out_of_order",
+        "unanswered",
+        "errors",
+    ];
+    assert!(wrong.iter().all(|key| report[key] == 0), "{report}");
+    let deploy = &report["deploy"];
+    assert_eq!(
+        (&deploy["moved"], &deploy["failed"]),
+        (&500.into(), &0.into()),
+        "{deploy}"
+    );
+    assert_eq!(deploy["pause_us"]["count"], 500, "{deploy}");
+    assert!(deploy["moved_per_second"].as_f64() > Some(0.0), "{deploy}");
+    let steps = deploy["steps"].as_array().expect("a list");
+    let what: Vec<_> = steps
+        .iter()
+        .filter_map(|step| step["what"].as_str())
+        .collect();
+    let updates = ["update"; 5];
+    let sizes = ["to 3 workers", "to 1 workers", "to 2 workers"];
+    assert_eq!(what, [&updates[..], &sizes[..]].concat(), "{deploy}");
+    for step in &steps[..5] {
+        assert!(step["updated"]["pause_max_us"].as_u64() > Some(0), "{step}");
+        let (held, before) = (descriptors(&step["held"]), descriptors(&deploy["before"]));
+        assert!(held <= before + 3, "{held}, {before}: {deploy}");
+    }
+    assert!(
+        fs::read_to_string(page)
+            .expect("the page is written")
+            .contains("pause of a connection")
+    );
+}
+
+#[tokio::test]
+async fn a_failed_update_ends_the_deploy_and_is_said() {
+    let cluster = Cluster::start(1, 1).await;
+    let arguments = [
+        "bench",
+        "deploy",
+        "--lobbies",
+        "2",
+        "--members",
+        "2",
+        "--updates",
+        "3",
+        "--pause",
+        "0.2",
+        "--binary",
+        "/bin/false",
+        "--json",
+        "--force",
+        "--warmup",
+        "0.2",
+    ];
+    let output = cluster.verb(&arguments).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report = json(&String::from_utf8_lossy(&output.stdout));
+    let steps = report["deploy"]["steps"].as_array().expect("a list");
+    assert_eq!(steps.len(), 1, "{report}");
+    let error = steps[0]["error"].as_str().expect("it says why");
+    assert!(error.contains("does not start"), "{report}");
+    assert_eq!(report["disconnects"], 0, "{report}");
+    assert_eq!(report["lost"], 0, "{report}");
 }

@@ -11,15 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CallId, ChannelName, Millis, frame::Decoder, session::Session};
 
-/// Version of [`Snapshots`] that this release writes.
-pub const SNAPSHOT_VERSION: u32 = 1;
-/// Versions that this release reads: its own and the one before.
-pub const SNAPSHOT_VERSIONS: RangeInclusive<u32> = 1..=SNAPSHOT_VERSION;
+/// The newest version of [`Snapshots`]: clients that want positions have a place,
+/// too.
+pub const SNAPSHOT_VERSION: u32 = 2;
+/// Versions that this release reads and writes: its own and the one before, so
+/// that connections can also go back. 1 knows no places of clients that want
+/// positions.
+pub const SNAPSHOT_VERSIONS: RangeInclusive<u32> = SNAPSHOT_VERSION - 1..=SNAPSHOT_VERSION;
 
 /// Connections that are handed over together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {
-    /// [`SNAPSHOT_VERSION`] of the writer.
+    /// One of [`SNAPSHOT_VERSIONS`].
     version: u32,
     /// Frames that wait in the connections' queues, each once, however many
     /// clients it is for.
@@ -49,7 +52,8 @@ pub struct ConnectionSnapshot {
     /// nothing may go before it.
     pub is_begun: bool,
     /// Up to where the client has, or has in its queue, each channel that its
-    /// owner has confirmed.
+    /// owner has confirmed. Where it wants positions and waits for its owner: up to
+    /// where it says it has.
     pub places: Vec<Place>,
     /// Not acked by their channels' owners, in the order of each channel.
     pub publications: Vec<Unacked>,
@@ -198,10 +202,10 @@ impl SnapshotsBuilder {
         self.bytes
     }
 
-    /// What was gathered, to be sent.
+    /// What was gathered, in this version, to be sent.
     #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
-        self.snapshots.version = SNAPSHOT_VERSION;
+    pub fn finish(mut self, version: u32) -> Vec<u8> {
+        self.snapshots.version = version;
         serde_json::to_vec(&self.snapshots).expect("text, numbers and flags always serialise")
     }
 }

@@ -133,7 +133,12 @@ impl Handovers {
         for taker in &mut self.takers {
             taker.finish_turn(engine);
         }
+        let before = self.takers.len();
         self.takers.retain(|taker| !taker.is_over());
+        // What was announced by one may be needed by another.
+        if before > 0 && self.takers.is_empty() {
+            engine.let_go();
+        }
         let giver = self.giver.as_mut()?;
         giver.finish_turn(engine);
         let report = giver.take_report(engine);
@@ -191,3 +196,6 @@ impl Handovers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,8 @@
 //! nothing is lost, repeated or out of order.
 
 mod failures;
+mod positions;
+mod remains;
 mod rollback;
 mod stock;
 mod traffic;

@@ -59,7 +59,7 @@ fn connection(unsent: Vec<Unsent>) -> ConnectionSnapshot {
 fn round_trip(builder: SnapshotsBuilder) -> Snapshots {
     let mut expected = builder.snapshots.clone();
     expected.version = SNAPSHOT_VERSION;
-    let read = Snapshots::from_bytes(&builder.finish()).unwrap();
+    let read = Snapshots::from_bytes(&builder.finish(SNAPSHOT_VERSION)).unwrap();
     assert_eq!(read, expected);
     read
 }
@@ -127,7 +127,12 @@ fn a_message_in_pieces_goes_on_in_another_process() {
 
 #[test]
 fn another_version_is_refused_whatever_its_form() {
-    for version in [0, SNAPSHOT_VERSION + 1, u32::MAX] {
+    for version in [
+        0,
+        SNAPSHOT_VERSIONS.start() - 1,
+        SNAPSHOT_VERSION + 1,
+        u32::MAX,
+    ] {
         let bytes = format!(r#"{{"version":{version},"entirely":"different"}}"#);
         let error = Snapshots::from_bytes(bytes.as_bytes()).unwrap_err();
         assert!(matches!(error, SnapshotError::Version { version: v } if v == version));
@@ -141,7 +146,7 @@ fn what_breaks_a_rule_of_its_own_is_refused() {
     let mut other = SnapshotsBuilder::default();
     let unsent = vec![other.frame(&Bytes::from_static(b"x"), None)];
     builder.push(connection(unsent));
-    let error = Snapshots::from_bytes(&builder.finish()).unwrap_err();
+    let error = Snapshots::from_bytes(&builder.finish(SNAPSHOT_VERSION)).unwrap_err();
     assert!(
         matches!(
             error,
@@ -162,7 +167,7 @@ fn what_breaks_a_rule_of_its_own_is_refused() {
         session: serde_json::from_str(&unordered).unwrap(),
         ..connection(vec![])
     });
-    let error = Snapshots::from_bytes(&builder.finish()).unwrap_err();
+    let error = Snapshots::from_bytes(&builder.finish(SNAPSHOT_VERSION)).unwrap_err();
     assert!(
         matches!(error, SnapshotError::SessionUnsound { connection: 0 }),
         "{error}"
@@ -174,7 +179,7 @@ fn every_cut_and_many_a_garbled_byte_is_noticed() {
     let mut builder = SnapshotsBuilder::default();
     let unsent = vec![builder.frame(&Bytes::from_static(b"frame"), None)];
     builder.push(connection(unsent));
-    let bytes = builder.finish();
+    let bytes = builder.finish(SNAPSHOT_VERSION);
     for len in 0..bytes.len() {
         assert!(Snapshots::from_bytes(&bytes[..len]).is_err(), "{len}");
     }

@@ -17,13 +17,17 @@ pub(super) struct Follower {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// For the owner to have the subscription.
-    Waiting { since: Option<Position> },
+    /// For the owner to have the subscription; `is_told` as below: it came from
+    /// another worker.
+    Waiting {
+        since: Option<Position>,
+        is_told: bool,
+    },
     /// For what came after this position; `is_told` once its subscription is
     /// acknowledged.
     CatchingUp { since: Position, is_told: bool },
-    /// Gets what comes after this offset.
-    Live { after: u64 },
+    /// Gets what comes after this position.
+    Live { after: Position },
 }
 
 /// How a follower begins.
@@ -37,6 +41,12 @@ pub(crate) enum Start {
     },
     /// What came after this position is to be read for it.
     Read { key: ConnectionKey, since: Position },
+    /// Its subscription is acknowledged already, and it is to be told that it
+    /// misses what came before this position.
+    Hole {
+        key: ConnectionKey,
+        position: Position,
+    },
 }
 
 /// How far a follower has come.
@@ -61,10 +71,48 @@ impl Channels {
         since: Option<Position>,
         slow_client: impl FnOnce() -> SlowClient,
     ) -> Joined {
+        let is_told = false;
+        self.push_follower(name, key, Stage::Waiting { since, is_told }, slow_client)
+    }
+
+    /// A follower comes from another worker, where its subscription was
+    /// acknowledged, with everything up to `position`. As [`Self::follow`].
+    pub(crate) fn follow_on(
+        &mut self,
+        name: &ChannelName,
+        key: ConnectionKey,
+        position: Position,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> Joined {
+        let stage = Stage::Waiting {
+            since: Some(position),
+            is_told: true,
+        };
+        self.push_follower(name, key, stage, slow_client)
+    }
+
+    fn push_follower(
+        &mut self,
+        name: &ChannelName,
+        key: ConnectionKey,
+        stage: Stage,
+        slow_client: impl FnOnce() -> SlowClient,
+    ) -> Joined {
         let (joined, channel) = self.channel(name, slow_client);
-        let stage = Stage::Waiting { since };
         channel.followers.push(Follower { key, stage });
         joined
+    }
+
+    /// Up to where a follower has got everything, or has it in its queue; `None`
+    /// if it does not know of any position yet.
+    pub(crate) fn place_of_follower(&self, name: &str, key: ConnectionKey) -> Option<Position> {
+        let mut followers = self.by_name.get(name)?.followers.iter();
+        let follower = followers.find(|follower| follower.key == key)?;
+        match follower.stage {
+            Stage::Waiting { since, .. } => since,
+            Stage::CatchingUp { since, .. } => Some(since),
+            Stage::Live { after } => Some(after),
+        }
     }
 
     /// The followers that waited for the channel to be confirmed, which it is.
@@ -82,14 +130,18 @@ impl Channels {
     }
 
     /// The followers that get what is new, because something before it is
-    /// missing; from which position on they get it.
+    /// missing; from which position on they get it. Those who are there already
+    /// miss nothing.
     pub(crate) fn skip_hole(&mut self, name: &str) -> Option<(Position, Vec<ConnectionKey>)> {
         let channel = self.by_name.get_mut(name)?;
         let position = channel.position?;
         let mut keys = Vec::new();
         for follower in &mut channel.followers {
-            if let Stage::Live { after } = &mut follower.stage {
-                *after = position.offset;
+            if let Stage::Live { after } = &mut follower.stage
+                && *after != position
+                && !after.is_after(position)
+            {
+                *after = position;
                 keys.push(follower.key);
             }
         }
@@ -117,9 +169,7 @@ impl Channels {
         }
         let is_first = !is_told;
         let Some(missed) = response.and_then(|response| missed(response, since, position)) else {
-            follower.stage = Stage::Live {
-                after: position.offset,
-            };
+            follower.stage = Stage::Live { after: position };
             return Some(Caught {
                 is_first,
                 since: position,
@@ -139,7 +189,7 @@ impl Channels {
                 is_told: true,
             }
         } else {
-            Stage::Live { after: last }
+            Stage::Live { after: reached }
         };
         Some(Caught {
             is_first,
@@ -160,10 +210,13 @@ impl Channel {
         index.is_some()
     }
 
-    /// Takes away those that wait for the owner.
+    /// Takes away those that wait for the owner; who had the subscription already
+    /// keeps it.
     pub(super) fn refuse_followers(&mut self) -> Vec<ConnectionKey> {
-        let is_waiting = |follower: &mut Follower| matches!(follower.stage, Stage::Waiting { .. });
-        let refused = self.followers.extract_if(.., is_waiting);
+        let is_refused = |follower: &mut Follower| {
+            matches!(follower.stage, Stage::Waiting { is_told: false, .. })
+        };
+        let refused = self.followers.extract_if(.., is_refused);
         refused.map(|follower| follower.key).collect()
     }
 
@@ -172,9 +225,9 @@ impl Channel {
         let mut reached = Vec::new();
         for follower in &mut self.followers {
             if let Stage::Live { after } = &mut follower.stage
-                && *after < offset
+                && after.offset < offset
             {
-                *after = offset;
+                after.offset = offset;
                 reached.push(follower.key);
             }
         }
@@ -184,28 +237,31 @@ impl Channel {
 
 impl Follower {
     fn start(&mut self, position: Position) -> Option<Start> {
-        let Stage::Waiting { since } = self.stage else {
+        let Stage::Waiting { since, is_told } = self.stage else {
             return None;
         };
         let key = self.key;
         let is_same = |since: Position| since.generation == position.generation;
-        if let Some(since) = since
-            && is_same(since)
-            && since.offset != position.offset
-        {
-            self.stage = Stage::CatchingUp {
-                since,
-                is_told: false,
-            };
-            return Some(Start::Read { key, since });
+        match since {
+            // It skips what it has.
+            Some(since) if is_told && (since == position || since.is_after(position)) => {
+                self.stage = Stage::Live { after: since };
+                return None;
+            }
+            Some(since) if is_same(since) && since != position => {
+                self.stage = Stage::CatchingUp { since, is_told };
+                return Some(Start::Read { key, since });
+            }
+            Some(_) | None => self.stage = Stage::Live { after: position },
         }
-        self.stage = Stage::Live {
-            after: position.offset,
-        };
-        Some(Start::Live {
-            key,
-            position,
-            recovered: since.is_none_or(is_same),
+        Some(if is_told {
+            Start::Hole { key, position }
+        } else {
+            Start::Live {
+                key,
+                position,
+                recovered: since.is_none_or(is_same),
+            }
         })
     }
 }

@@ -23,11 +23,39 @@ impl Core {
     ) -> Ingress {
         let names = &self.names;
         let slow_client = || names.namespaces.slow_client(channel);
-        match self.channels.follow(channel, key, since, slow_client) {
-            Joined::First => {
-                self.request(channel);
-                return self.pause_without_room(channel);
-            }
+        let joined = self.channels.follow(channel, key, since, slow_client);
+        self.begin_to_follow(joined, session, channel, out, now);
+        if joined == Joined::First {
+            return self.pause_without_room(channel);
+        }
+        Ingress::Continue
+    }
+
+    /// A client comes from another worker and has everything up to `position`.
+    pub(super) fn follow_on(
+        &mut self,
+        (key, session): (ConnectionKey, &mut Session),
+        channel: &ChannelName,
+        position: Position,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) {
+        let names = &self.names;
+        let slow_client = || names.namespaces.slow_client(channel);
+        let joined = self.channels.follow_on(channel, key, position, slow_client);
+        self.begin_to_follow(joined, session, channel, out, now);
+    }
+
+    fn begin_to_follow(
+        &mut self,
+        joined: Joined,
+        session: &mut Session,
+        channel: &ChannelName,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) {
+        match joined {
+            Joined::First => self.request(channel),
             Joined::Waiting => {}
             // Nobody else waits for a channel that is confirmed.
             Joined::Confirmed => {
@@ -36,18 +64,18 @@ impl Core {
                 }
             }
         }
-        Ingress::Continue
     }
 
     /// The channel's owner has the subscription: those who waited for it go on.
-    pub(super) fn start_followers(&mut self, name: &str, clients: &mut impl Clients, now: Now) {
+    pub(crate) fn start_followers(&mut self, name: &str, clients: &mut impl Clients, now: Now) {
         let starts = self.channels.start_followers(name);
         let Some(channel) = self.channels.name(name).cloned() else {
             return;
         };
         let mut out = std::mem::take(&mut self.out);
         for start in starts {
-            let (Start::Live { key, .. } | Start::Read { key, .. }) = start;
+            let (Start::Live { key, .. } | Start::Read { key, .. } | Start::Hole { key, .. }) =
+                start;
             if let Some(session) = clients.session(key) {
                 self.start(start, session, &channel, &mut out, now);
                 clients.send(key, &mut out);
@@ -75,15 +103,22 @@ impl Core {
                     return;
                 }
                 match self.channels.catch_up(channel, key, (since, None)) {
-                    Some(caught) => (caught.since, false),
+                    Some(caught) if caught.is_first => (caught.since, false),
+                    Some(caught) => return self.say_hole(channel, caught.since, out),
                     None => return,
                 }
             }
+            Start::Hole { position, .. } => return self.say_hole(channel, position, out),
         };
         self.stats.holes_told += u64::from(!recovered);
         self.with_session(out, now, |cx| {
             session.confirm_at(channel, position, recovered, cx);
         });
+    }
+
+    fn say_hole(&mut self, channel: &str, position: Position, out: &mut Vec<Bytes>) {
+        self.stats.holes_told += 1;
+        out.push(answer::hole(channel, position));
     }
 
     /// What was read for a follower, or `None`, goes to it.
@@ -127,8 +162,7 @@ impl Core {
                 if let Err(ReadsFull) = self.read_missed(channel, key, next, now)
                     && let Some(caught) = self.channels.catch_up(channel, key, (next, None))
                 {
-                    self.stats.holes_told += 1;
-                    out.push(answer::hole(channel, caught.since));
+                    self.say_hole(channel, caught.since, &mut out);
                 }
             }
         }
@@ -143,8 +177,7 @@ impl Core {
         };
         let mut out = std::mem::take(&mut self.out);
         for key in keys {
-            self.stats.holes_told += 1;
-            out.push(answer::hole(name, position));
+            self.say_hole(name, position, &mut out);
             clients.send(key, &mut out);
         }
         self.out = out;

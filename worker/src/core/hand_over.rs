@@ -1,6 +1,6 @@
 //! Sessions that come from another worker, or go to one.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use muster_wire::{
@@ -18,18 +18,24 @@ use crate::{
 
 impl Core {
     /// Up to where a client has got, or has in its queue, each channel that its
-    /// session subscribes to and the owner has confirmed.
+    /// session subscribes to and the owner has confirmed; of channels for which it
+    /// wants positions also, up to where it says it has.
     pub(crate) fn places(&self, key: ConnectionKey, session: &Session) -> Vec<Place> {
-        let confirmed = session.subscriptions().filter(|(_, confirmed)| *confirmed);
-        let place = |(channel, _): (&ChannelName, bool)| {
-            let Position { generation, offset } = self.channels.place_of(channel, key)?;
+        let place = |(channel, confirmed): (&ChannelName, bool)| {
+            let Position { generation, offset } = if session.follows(channel) {
+                self.channels.place_of_follower(channel, key)?
+            } else if confirmed {
+                self.channels.place_of(channel, key)?
+            } else {
+                return None;
+            };
             Some(Place {
                 channel: channel.clone(),
                 generation,
                 offset,
             })
         };
-        confirmed.filter_map(place).collect()
+        session.subscriptions().filter_map(place).collect()
     }
 
     /// Subscribes for a session that has everything up to its `places`. What it
@@ -43,37 +49,60 @@ impl Core {
         now: Now,
     ) {
         session.intern(|name| self.channels.name(name).cloned());
-        let mut placed = HashSet::new();
-        for place in places {
+        let places = places.into_iter().map(|place| {
             let Place {
                 channel,
                 generation,
                 offset,
             } = place;
-            let position = Position { generation, offset };
-            let slow_client = || self.names.namespaces.slow_client(&channel);
-            let joined = self.channels.join_at(&channel, key, position, slow_client);
-            if joined == Joined::First {
-                self.request(&channel);
-            }
-            placed.insert(channel);
-        }
-        let others = session.subscriptions().map(|(channel, _)| channel);
-        let others = others.filter(|channel| !placed.contains(&**channel));
-        let others: Vec<ChannelName> = others.cloned().collect();
-        for channel in others {
-            let slow_client = || self.names.namespaces.slow_client(&channel);
-            match self.channels.join(&channel, key, slow_client) {
-                Joined::Confirmed => {
-                    self.with_session(out, now, |cx| session.confirm(&channel, cx));
+            (channel, Position { generation, offset })
+        });
+        let mut places: HashMap<_, _> = places.collect();
+        let subscriptions: Vec<(ChannelName, bool)> = session
+            .subscriptions()
+            .map(|(channel, confirmed)| (channel.clone(), confirmed))
+            .collect();
+        for (channel, is_confirmed) in subscriptions {
+            let place = places.remove(&channel);
+            if session.follows(&channel) {
+                match place.filter(|_| is_confirmed) {
+                    Some(place) => self.follow_on((key, session), &channel, place, out, now),
+                    None => {
+                        // It is not read before it runs.
+                        let _may_read = self.follow((key, session), &channel, place, out, now);
+                    }
                 }
-                Joined::Waiting => {}
-                Joined::First => self.request(&channel),
+            } else {
+                self.join_again((key, session), &channel, place, out, now);
             }
         }
         let reads: Vec<_> = session.pending_reads().cloned().collect();
         for read in reads {
             self.read_for_client(key, session, read, out, now);
+        }
+    }
+
+    /// Subscribes for a client that has everything up to `place`, or waits for its
+    /// subscription.
+    fn join_again(
+        &mut self,
+        (key, session): (ConnectionKey, &mut Session),
+        channel: &ChannelName,
+        place: Option<Position>,
+        out: &mut Vec<Bytes>,
+        now: Now,
+    ) {
+        let slow_client = || self.names.namespaces.slow_client(channel);
+        let joined = match place {
+            Some(place) => self.channels.join_at(channel, key, place, slow_client),
+            None => self.channels.join(channel, key, slow_client),
+        };
+        match joined {
+            Joined::Confirmed if place.is_none() => {
+                self.with_session(out, now, |cx| session.confirm(channel, cx));
+            }
+            Joined::Confirmed | Joined::Waiting => {}
+            Joined::First => self.request(channel),
         }
     }
 

@@ -27,6 +27,9 @@ use crate::{
 
 /// Bytes beside the descriptors after which a batch gets no further connection.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// The first version of snapshots that knows places of clients which want
+/// positions.
+const FOLLOWERS_SINCE: u32 = 2;
 /// Channels in one announcement.
 const ANNOUNCED_MAX: usize = 4096;
 
@@ -38,6 +41,16 @@ enum Movable {
     Later,
     /// It is finished by this worker.
     Never,
+}
+
+/// Which connections are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) at_most: usize,
+    /// Of their snapshots.
+    pub(crate) version: u32,
+    /// Answers from the cluster are not waited for.
+    pub(crate) is_urgent: bool,
 }
 
 /// Frozen connections, to be sent.
@@ -103,23 +116,21 @@ impl Engine {
         (next.into_iter().filter_map(place).collect(), last)
     }
 
-    /// Freezes connections from `candidates` on, at most so many; those that
-    /// cannot go now are left out, and `later` is set if they may soon. If it is
-    /// urgent, answers from the cluster are not waited for.
+    /// Freezes connections from `candidates` on; those that cannot go now are left
+    /// out, and `later` is set if they may soon.
     pub(crate) fn freeze(
         &mut self,
         candidates: &mut Vec<ConnectionKey>,
-        at_most: usize,
-        is_urgent: bool,
+        wanted: Wanted,
         later: &mut bool,
     ) -> Option<FrozenBatch> {
         let mut keys = Vec::new();
         let mut builder = SnapshotsBuilder::default();
-        while keys.len() < at_most
+        while keys.len() < wanted.at_most
             && builder.bytes() < BATCH_BYTES
             && let Some(key) = candidates.pop()
         {
-            match self.movable(key, is_urgent) {
+            match self.movable(key, wanted) {
                 Movable::Yes => {}
                 Movable::Later => {
                     *later = true;
@@ -141,11 +152,11 @@ impl Engine {
             let publications = unacked.remove(connection.session.id());
             connection.publications = publications.unwrap_or_default();
         }
-        let body = builder.finish();
+        let body = builder.finish(wanted.version);
         Some(FrozenBatch { keys, body })
     }
 
-    fn movable(&self, key: ConnectionKey, is_urgent: bool) -> Movable {
+    fn movable(&self, key: ConnectionKey, wanted: Wanted) -> Movable {
         let Some(connection) = self.connections.peek(key) else {
             return Movable::Never;
         };
@@ -155,11 +166,15 @@ impl Engine {
             _ if connection.is_slow => Movable::Later,
             (Phase::Head { .. }, Admission::Admitted(_)) => Movable::Later,
             // It comes back and resumes at its position.
-            (Phase::Open(session), _) if session.follows_any() => Movable::Never,
+            (Phase::Open(session), _)
+                if wanted.version < FOLLOWERS_SINCE && session.follows_any() =>
+            {
+                Movable::Never
+            }
             (Phase::Open(session), Admission::Admitted(_)) => {
                 // Its own publications must not overtake them on another link.
                 let waits = session.subscriptions().any(|(_, confirmed)| !confirmed);
-                if waits && !is_urgent && self.core.router.is_whole() {
+                if waits && !wanted.is_urgent && self.core.router.is_whole() {
                     Movable::Later
                 } else {
                     Movable::Yes

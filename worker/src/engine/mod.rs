@@ -11,6 +11,8 @@ mod lifecycle;
 mod operate;
 mod read;
 mod reconfigure;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 
 use self::{cluster::Links, operate::Operators};
 pub(crate) use self::{
-    hand_over::Arrival,
+    hand_over::{Arrival, Wanted},
     lifecycle::{Drain, Pace},
 };
 use crate::{

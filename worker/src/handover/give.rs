@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     connection::ConnectionKey,
-    engine::{Arrival, Engine},
+    engine::{Arrival, Engine, Wanted},
     now,
 };
 
@@ -54,6 +54,9 @@ pub(crate) struct Giver {
     moved: u64,
     failed: u64,
     pauses: Pauses,
+    started: Instant,
+    /// From then to the last connection that moved.
+    took: Duration,
     error: Option<String>,
     note: Option<String>,
     reported: Instant,
@@ -112,6 +115,8 @@ impl Giver {
             moved: 0,
             failed: 0,
             pauses: Pauses::default(),
+            started: Instant::now(),
+            took: Duration::ZERO,
             error: None,
             note: None,
             reported: Instant::now(),
@@ -267,6 +272,7 @@ impl Giver {
             Action::Release(keys) => {
                 self.pauses
                     .record(current.frozen_at.elapsed(), keys.len() as u64);
+                self.took = self.started.elapsed();
                 engine.release(&keys);
                 None
             }
@@ -344,14 +350,19 @@ impl Giver {
             failed: self.failed + under_way.map_or(0, |outcome| outcome.failed),
             left: engine.len() as u64,
             pauses: self.pauses.counts().to_vec(),
-            pause_max_us: u64::try_from(self.pauses.max().as_micros()).unwrap_or(u64::MAX),
+            pause_max_us: micros(self.pauses.max()),
             done: is_done,
             error: self.error.clone().unwrap_or_default(),
             stuck_slot: stuck.map_or(0, |one| one.target.slot),
             stuck_incarnation: stuck.map_or(0, |one| one.target.incarnation),
             note: self.note.clone().unwrap_or_default(),
+            took_us: micros(self.took),
         })
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Current {
@@ -445,8 +456,12 @@ impl Current {
         let waited = self.waiting_since.map(|since| since.elapsed());
         let waited = waited.unwrap_or_default();
         let is_urgent = waited > ANSWERS_PATIENCE;
-        let candidates = &mut self.candidates;
-        let Some(frozen) = engine.freeze(candidates, at_most, is_urgent, &mut self.later) else {
+        let wanted = Wanted {
+            at_most,
+            version: self.machine.version(),
+            is_urgent,
+        };
+        let Some(frozen) = engine.freeze(&mut self.candidates, wanted, &mut self.later) else {
             self.waiting_since.get_or_insert_with(Instant::now);
             // Who was asked for a number only does not wait for others.
             let is_waiting = self.target.connections == 0 && waited < HEADS_PATIENCE;

@@ -7,7 +7,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use muster_wire::Millis;
+use muster_wire::{
+    Millis,
+    snapshot::{SNAPSHOT_VERSION, SNAPSHOT_VERSIONS},
+};
 
 use super::message::{BATCH_MAX, FromTaker, reason};
 use crate::connection::ConnectionKey;
@@ -32,6 +35,8 @@ pub(crate) struct Giving {
     batch: u32,
     /// No batch follows the one that is committed.
     is_called_off: bool,
+    /// Of snapshots, once the other worker has said it.
+    version: u32,
     /// How often connections were refused.
     refused: HashMap<ConnectionKey, u8>,
     outcome: Outcome,
@@ -138,9 +143,15 @@ impl Giving {
             wanted,
             batch: 0,
             is_called_off: false,
+            version: SNAPSHOT_VERSION,
             refused: HashMap::new(),
             outcome: Outcome::default(),
         }
+    }
+
+    /// The version of snapshots that the other worker wants.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
     }
 
     pub(crate) fn outcome(&self) -> &Outcome {
@@ -205,7 +216,10 @@ impl Giving {
 
     fn said(&mut self, now: Millis, message: FromTaker) -> Vec<Action> {
         match (&mut self.phase, message) {
-            (Phase::Greeting { .. }, FromTaker::Welcome { .. }) => {
+            (Phase::Greeting { .. }, FromTaker::Welcome { snapshots })
+                if SNAPSHOT_VERSIONS.contains(&snapshots) =>
+            {
+                self.version = snapshots;
                 let until = now + ANSWER_TIMEOUT;
                 self.phase = Phase::Announcing { until };
                 vec![Action::Replaced, Action::Announce]

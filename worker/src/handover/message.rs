@@ -7,7 +7,7 @@
 use std::ops::RangeInclusive;
 
 use muster_proto::HANDOVER_VERSION;
-use muster_wire::snapshot::{Place, SNAPSHOT_VERSION, SNAPSHOT_VERSIONS};
+use muster_wire::snapshot::{Place, SNAPSHOT_VERSIONS};
 use serde::{Deserialize, Serialize};
 
 /// Connections that are handed over at once: with the body's, as many
@@ -166,8 +166,8 @@ impl FromGiver {
     pub(crate) fn begin(slot: u32, incarnation: u64, replace: bool) -> Self {
         Self::Begin {
             version: HANDOVER_VERSION,
-            oldest: SNAPSHOT_VERSION,
-            newest: SNAPSHOT_VERSION,
+            oldest: *SNAPSHOT_VERSIONS.start(),
+            newest: *SNAPSHOT_VERSIONS.end(),
             slot,
             incarnation,
             replace,
@@ -199,6 +199,8 @@ impl FromTaker {
 
 #[cfg(test)]
 mod tests {
+    use muster_wire::snapshot::SNAPSHOT_VERSION;
+
     use super::*;
 
     #[test]

@@ -119,6 +119,11 @@ impl Packets {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        self.socket.get_ref()
+    }
+
     /// The same without a body.
     ///
     /// # Errors

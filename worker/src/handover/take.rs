@@ -69,6 +69,11 @@ impl Taker {
         self.is_over
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        !self.machine.is_subscribing()
+    }
+
     pub(super) fn wake_at(&self) -> Option<Millis> {
         self.machine.wake_at()
     }
@@ -117,11 +122,10 @@ impl Taker {
         self.is_over = true;
     }
 
-    fn is_subscribed(&mut self, engine: &Engine) -> bool {
-        if !engine.is_subscribed_to(&self.awaited) {
-            return false;
+    fn is_subscribed(&self, engine: &Engine) -> bool {
+        if self.machine.is_announced_to() {
+            return engine.is_subscribed_to(&self.awaited);
         }
-        self.awaited = Vec::new();
         let keys: Vec<_> = self.arrivals.keys().copied().collect();
         engine.is_subscribed_for(&keys)
     }
@@ -217,7 +221,6 @@ impl Taker {
                 );
             }
             Action::Finish => {
-                engine.let_go();
                 self.packets = None;
                 self.is_over = true;
                 info!(connections = self.taken, "Connections were taken over.");

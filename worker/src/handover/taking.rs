@@ -113,6 +113,11 @@ impl Taking {
         )
     }
 
+    /// Whether that is about channels that were announced, not about a batch's.
+    pub(crate) fn is_announced_to(&self) -> bool {
+        matches!(self.phase, Phase::Announced { .. })
+    }
+
     /// When to say [`Event::Woken`].
     pub(crate) fn wake_at(&self) -> Option<Millis> {
         match self.phase {

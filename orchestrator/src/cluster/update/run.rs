@@ -58,6 +58,8 @@ pub(super) struct Moves {
     moved: u64,
     failed: u64,
     pauses: Pauses,
+    /// Time that was spent on it.
+    took: Duration,
 }
 
 impl Default for Tally {
@@ -79,6 +81,7 @@ impl Moves {
             moved: report.moved,
             failed: report.failed,
             pauses: Pauses::received(report.pauses.clone(), max),
+            took: Duration::from_micros(report.took_us),
         }
     }
 
@@ -86,6 +89,7 @@ impl Moves {
         self.moved += other.moved;
         self.failed += other.failed;
         self.pauses.merge(&other.pauses);
+        self.took += other.took;
     }
 }
 
@@ -225,6 +229,8 @@ impl Run {
             stuck: stuck.collect(),
             aborted: self.is_aborted,
             following: None,
+            pauses: moves.pauses.counts().to_vec(),
+            handing_over_us: micros(moves.took),
         }
     }
 }

@@ -27,17 +27,35 @@ fn at(offset: u64) -> Position {
     }
 }
 
-/// An owner that keeps the last `kept` of `head` publications, the worker that
-/// follows it, and what its one follower has.
-struct World {
+/// A worker that listens to the owner.
+struct Worker {
     channels: Channels,
+    /// Up to here the owner has told it.
+    told: u64,
+}
+
+impl Worker {
+    fn new() -> Self {
+        let mut channels = Channels::default();
+        channels.join(&name(), OTHER, SlowClient::default);
+        let (request, _) = channels.request("a").unwrap();
+        channels.confirm("a", request, at(0), true);
+        Self { channels, told: 0 }
+    }
+}
+
+/// An owner that keeps the last `kept` of `head` publications, two workers that
+/// listen to it, and what the one follower has, which is with one of them.
+struct World {
+    workers: [Worker; 2],
+    /// Where the follower is.
+    here: usize,
     head: u64,
     kept: u64,
-    /// Up to here the owner has told the worker.
-    told: u64,
-    /// Reads on their way, also of a subscription that has ended.
-    reading: Vec<Position>,
+    /// Reads on their way, by who asks, also of a subscription that has ended.
+    reading: Vec<(usize, Position)>,
     is_subscribed: bool,
+    is_told: bool,
     /// What the follower has, as it knows.
     has: Option<u64>,
     holes: usize,
@@ -45,32 +63,35 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut channels = Channels::default();
-        channels.join(&name(), OTHER, SlowClient::default);
-        let (request, _) = channels.request("a").unwrap();
-        channels.confirm("a", request, at(0), true);
         Self {
-            channels,
+            workers: [Worker::new(), Worker::new()],
+            here: 0,
             head: 0,
             kept: 3,
-            told: 0,
             reading: Vec::new(),
             is_subscribed: false,
+            is_told: false,
             has: None,
             holes: 0,
         }
     }
 
-    fn relay(&mut self) {
-        if self.told == self.head {
+    fn channels(&mut self) -> &mut Channels {
+        &mut self.workers[self.here].channels
+    }
+
+    fn relay(&mut self, to: usize) {
+        let Worker { channels, told } = &mut self.workers[to];
+        if *told == self.head {
             return;
         }
-        self.told += 1;
-        let arrived = self.channels.arrive("a", self.told, |_| true).unwrap();
+        *told += 1;
+        let offset = *told;
+        let arrived = channels.arrive("a", offset, |_| true).unwrap();
         assert_eq!(arrived.subscribers, [OTHER]);
         if !arrived.followers.is_empty() {
-            assert_eq!(arrived.followers, [FOLLOWER]);
-            self.receive(self.told);
+            assert_eq!((arrived.followers, to), (vec![FOLLOWER], self.here));
+            self.receive(offset);
         }
     }
 
@@ -84,18 +105,41 @@ impl World {
         if self.is_subscribed {
             return;
         }
-        self.is_subscribed = true;
+        (self.is_subscribed, self.is_told) = (true, false);
         let since = self.has.map(at);
         let joined = self
-            .channels
+            .channels()
             .follow(&name(), FOLLOWER, since, SlowClient::default);
         if joined == Joined::Confirmed {
-            self.start();
+            self.start(self.here);
         }
     }
 
-    fn start(&mut self) {
-        for start in self.channels.start_followers("a") {
+    /// The follower goes to the other worker, as with a hand-over.
+    fn hand_over(&mut self) {
+        let place = self.channels().place_of_follower("a", FOLLOWER);
+        if self.is_subscribed {
+            assert_eq!(place, self.has.map(at));
+            assert!(!self.channels().leave("a", FOLLOWER));
+        }
+        self.here = 1 - self.here;
+        if !self.is_subscribed {
+            return;
+        }
+        let is_told = self.is_told;
+        let channels = self.channels();
+        let joined = match place.filter(|_| is_told) {
+            Some(place) => channels.follow_on(&name(), FOLLOWER, place, SlowClient::default),
+            None => channels.follow(&name(), FOLLOWER, place, SlowClient::default),
+        };
+        if joined == Joined::Confirmed {
+            self.start(self.here);
+        }
+    }
+
+    fn start(&mut self, worker: usize) {
+        for start in self.workers[worker].channels.start_followers("a") {
+            assert_eq!(worker, self.here);
             match start {
                 Start::Live {
                     position,
@@ -103,20 +147,23 @@ impl World {
                     ..
                 } => {
                     assert!(recovered, "generations are the same");
+                    assert!(!self.is_told);
                     assert!(self.has.is_none_or(|has| has == position.offset));
                     self.has = Some(position.offset);
+                    self.is_told = true;
                 }
                 Start::Read { since, .. } => {
                     assert_eq!(Some(since.offset), self.has);
-                    self.reading.push(since);
+                    self.reading.push((worker, since));
                 }
+                Start::Hole { .. } => panic!("generations are the same"),
             }
         }
     }
 
     fn leave(&mut self) {
         if std::mem::take(&mut self.is_subscribed) {
-            assert!(!self.channels.leave("a", FOLLOWER));
+            assert!(!self.channels().leave("a", FOLLOWER));
         }
     }
 
@@ -125,7 +172,7 @@ impl World {
         if self.reading.is_empty() {
             return;
         }
-        let since = self.reading.remove(0);
+        let (worker, since) = self.reading.remove(0);
         let first = self.head.saturating_sub(self.kept);
         let complete = (first..=self.head).contains(&since.offset);
         let offsets = since.offset.max(first) + 1..=self.head;
@@ -143,9 +190,12 @@ impl World {
             ..ReadResponse::default()
         };
         let read = (since, Some(response));
-        let Some(caught) = self.channels.catch_up("a", FOLLOWER, read) else {
+        let channels = &mut self.workers[worker].channels;
+        let Some(caught) = channels.catch_up("a", FOLLOWER, read) else {
             return;
         };
+        assert_eq!(worker, self.here);
+        assert_eq!(caught.is_first, !std::mem::replace(&mut self.is_told, true));
         match caught.missed {
             Some(missed) => missed
                 .into_iter()
@@ -156,37 +206,39 @@ impl World {
                 self.holes += 1;
             }
         }
-        self.reading.extend(caught.next);
+        self.reading.extend(caught.next.map(|next| (worker, next)));
     }
 
-    /// The link breaks and comes back; the owner goes on where the worker is.
-    fn reconnect(&mut self) {
-        self.channels.unconfirm(|_| true);
+    /// A worker's link breaks and comes back; the owner goes on where it is.
+    fn reconnect(&mut self, worker: usize) {
+        self.workers[worker].channels.unconfirm(|_| true);
         self.subscribe();
-        let (request, after) = self.channels.request("a").unwrap();
-        let after = after.unwrap();
         let first = self.head.saturating_sub(self.kept);
+        let Worker { channels, told } = &mut self.workers[worker];
+        let (request, after) = channels.request("a").unwrap();
+        let after = after.unwrap();
         let recovered = after.offset >= first;
-        self.told = after.offset.max(first);
-        let position = at(self.told);
-        let (waited, has_hole) = self.channels.confirm("a", request, position, recovered);
+        *told = after.offset.max(first);
+        let position = at(*told);
+        let (waited, has_hole) = channels.confirm("a", request, position, recovered);
         assert!(waited.is_empty());
         assert_eq!(has_hole, !recovered);
         if has_hole {
-            let (position, keys) = self.channels.skip_hole("a").unwrap();
+            let (position, keys) = channels.skip_hole("a").unwrap();
             if keys == [FOLLOWER] {
+                assert!(self.has < Some(position.offset));
                 self.has = Some(position.offset);
                 self.holes += 1;
             }
         }
-        self.start();
+        self.start(worker);
     }
 
     fn finish(&mut self) {
         self.subscribe();
-        while self.told < self.head || !self.reading.is_empty() {
+        while self.workers[self.here].told < self.head || !self.reading.is_empty() {
             self.answer();
-            self.relay();
+            self.relay(self.here);
         }
         assert_eq!(self.has, Some(self.head));
     }
@@ -195,21 +247,23 @@ impl World {
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Publish,
-    Relay,
+    Relay(usize),
     Subscribe,
     Leave,
     Answer,
-    Reconnect,
+    Reconnect(usize),
+    HandOver,
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         5 => Just(Op::Publish),
-        4 => Just(Op::Relay),
+        8 => (0..2_usize).prop_map(Op::Relay),
         2 => Just(Op::Subscribe),
         1 => Just(Op::Leave),
         3 => Just(Op::Answer),
-        1 => Just(Op::Reconnect),
+        2 => (0..2_usize).prop_map(Op::Reconnect),
+        2 => Just(Op::HandOver),
     ]
 }
 
@@ -219,11 +273,12 @@ fn run(kept: u64, ops: &[Op]) -> World {
     for op in ops {
         match op {
             Op::Publish => world.head += 1,
-            Op::Relay => world.relay(),
+            Op::Relay(to) => world.relay(*to),
             Op::Subscribe => world.subscribe(),
             Op::Leave => world.leave(),
             Op::Answer => world.answer(),
-            Op::Reconnect => world.reconnect(),
+            Op::Reconnect(worker) => world.reconnect(*worker),
+            Op::HandOver => world.hand_over(),
         }
     }
     world.finish();
@@ -250,27 +305,49 @@ fn a_position_of_another_log_is_no_position() {
         offset: 3,
     };
     world
-        .channels
+        .channels()
         .follow(&name(), FOLLOWER, Some(since), SlowClient::default);
     let start = Start::Live {
         key: FOLLOWER,
         position: at(0),
         recovered: false,
     };
-    assert_eq!(world.channels.start_followers("a"), [start]);
+    assert_eq!(world.channels().start_followers("a"), [start]);
+    let channels = world.channels();
+    channels.leave("a", FOLLOWER);
+    channels.follow_on(&name(), FOLLOWER, since, SlowClient::default);
+    let start = Start::Hole {
+        key: FOLLOWER,
+        position: at(0),
+    };
+    assert_eq!(channels.start_followers("a"), [start], "it is told");
+    assert_eq!(channels.place_of_follower("a", FOLLOWER), Some(at(0)));
 }
 
 #[test]
 fn a_read_that_could_not_be_done_is_a_hole() {
     let mut world = World::new();
     world.head = 5;
-    (0..5).for_each(|_| world.relay());
+    (0..5).for_each(|_| world.relay(0));
     world.has = Some(2);
     world.subscribe();
     let caught = world
-        .channels
+        .channels()
         .catch_up("a", FOLLOWER, (at(2), None))
         .unwrap();
     assert_eq!((caught.missed, caught.since), (None, at(5)));
     assert!(caught.is_first);
+}
+
+#[test]
+fn who_came_from_another_worker_keeps_a_subscription_that_the_owner_refuses() {
+    let mut channels = Channels::default();
+    channels.follow_on(&name(), FOLLOWER, at(3), SlowClient::default);
+    channels.follow(&name(), OTHER, None, SlowClient::default);
+    let (request, _) = channels.request("a").unwrap();
+    assert_eq!(channels.refuse("a", request), [OTHER]);
+    let (request, _) = channels.request("a").unwrap();
+    channels.confirm("a", request, at(3), true);
+    assert_eq!(channels.start_followers("a"), []);
+    assert_eq!(channels.place_of_follower("a", FOLLOWER), Some(at(3)));
 }

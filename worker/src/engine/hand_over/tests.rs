@@ -7,22 +7,14 @@ use std::{
     time::Duration,
 };
 
-use muster_wire::{
-    Millis,
-    frame::{Decoded, Decoder, Message, Side},
-    session::{Rate, Rules},
-};
-use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::sync::mpsc;
+use muster_proto::link::{self, KeptPublication, ReadResponse};
+use muster_wire::{Millis, snapshot::SNAPSHOT_VERSION};
 
 use super::*;
 use crate::{
-    auth::Auth,
-    core::{Core, Names, Now},
-    engine::Settings,
-    link::LinkSettings,
-    router::Router,
-    upgrade::UpgradeRules,
+    core::Now,
+    engine::testing::{Client, engine, turn},
+    link::LinkEvent,
 };
 
 const NOW: Now = Now {
@@ -30,135 +22,60 @@ const NOW: Now = Now {
     unix: 1_700_000_000,
 };
 
-/// A worker without brokers.
-fn engine(listener: TcpListener) -> Engine {
-    let second = Duration::from_secs(1);
-    let rules = Rules {
-        handshake_timeout: second * 10,
-        ping_interval: second * 8,
-        pong_timeout: second * 20,
-        channels_max: 10,
-        packets: Rate::new(1000, 1000),
-        subscribes: Rate::new(1000, 1000),
-    };
-    let auth = Auth::with_secret(b"a test", second);
-    let router = Router::new(1 << 20, second * 5);
-    let core = Core::new(rules, auth, Names::default(), router);
-    let settings = Settings {
-        upgrade: UpgradeRules {
-            path: "/".into(),
-            origins: vec!["*:*".into()],
-            head_bytes_max: 4096,
-            echo_path: None,
-        },
-        connections_max: 100,
-        connections_per_address_max: Some(100),
-        message_bytes_max: 1 << 20,
-        outbox_bytes_max: 1 << 20,
-        is_successor: false,
-        link: LinkSettings {
-            worker_slot: 1,
-            worker_incarnation: 1,
-            credit_bytes: 1,
-            frame_bytes_max: 1 << 20,
-        },
-    };
-    listener.set_nonblocking(true).unwrap();
-    let (events, _) = mpsc::channel(1);
-    let rng = StdRng::seed_from_u64(3);
-    let mut engine = Engine::new(settings, core, listener, None, events, NOW, rng).unwrap();
-    engine.start_accepting();
-    engine
-}
+const WANTED: Wanted = Wanted {
+    at_most: 10,
+    version: SNAPSHOT_VERSION,
+    is_urgent: false,
+};
 
 /// An engine with one client, which has made its handshake, and another engine.
 struct Pair {
     giver: Engine,
     taker: Engine,
-    client: TcpStream,
-    decoder: Decoder,
-    unread: Vec<u8>,
+    client: Client,
 }
 
 impl Pair {
     async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut pair = Self {
-            giver: engine(listener),
-            taker: engine(other),
-            client: TcpStream::connect(addr).unwrap(),
-            decoder: Decoder::default(),
-            unread: vec![],
-        };
-        pair.client.set_nodelay(true).unwrap();
-        pair.client.set_nonblocking(true).unwrap();
-        let request = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\
-            Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-            Sec-WebSocket-Version: 13\r\n\r\n";
-        pair.client.write_all(request).unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            match pair.client.read_exact(&mut byte) {
-                Ok(()) => head.push(byte[0]),
-                Err(_) => pair.turn().await,
-            }
+        let [mut giver, taker] = [(); 2].map(|()| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            engine(listener, NOW)
+        });
+        let addr = giver.listener.local_addr().unwrap();
+        let client = Client::open(addr, async || turn(&mut giver).await).await;
+        Self {
+            giver,
+            taker,
+            client,
         }
-        pair.say(r##"{"event":"#handshake","cid":1}"##);
-        assert!(pair.hear().await.contains("isAuthenticated"));
-        pair
     }
 
-    /// Sends a text in one frame.
     fn say(&mut self, text: &str) {
-        let length = u8::try_from(text.len()).unwrap();
-        assert!(length < 126);
-        let frame = [&[0x81, 0x80 | length, 0, 0, 0, 0][..], text.as_bytes()].concat();
-        self.client.write_all(&frame).unwrap();
+        self.client.say(text);
     }
 
-    /// The next text; the code of a close frame as a number, 0 without one;
-    /// `end` at the end of the connection.
     async fn hear(&mut self) -> String {
-        for _ in 0..5000 {
-            let decoded = self.decoder.decode(Side::Client, &mut self.unread, 1 << 20);
-            if let Decoded::Frame { consumed, message } = decoded.unwrap() {
-                let heard = match message {
-                    Some(Message::Text(text)) => text.to_owned(),
-                    Some(Message::Close(close)) => {
-                        close.map_or(0, |close| close.code.0).to_string()
-                    }
-                    other => panic!("{other:?}"),
-                };
-                self.unread.drain(..consumed);
-                return heard;
-            }
-            let mut bytes = [0; 4096];
-            match self.client.read(&mut bytes) {
-                Ok(0) => return "end".to_owned(),
-                Ok(len) => self.unread.extend_from_slice(&bytes[..len]),
-                Err(_) => self.turn().await,
-            }
-        }
-        panic!("nothing came");
+        let Self {
+            giver,
+            taker,
+            client,
+        } = self;
+        let turns = async || {
+            turn(giver).await;
+            turn(taker).await;
+        };
+        client.hear(turns).await
     }
 
     /// One turn of both workers.
     async fn turn(&mut self) {
-        for engine in [&mut self.giver, &mut self.taker] {
-            let ready = tokio::time::timeout(Duration::from_millis(1), engine.wait());
-            if ready.await.is_ok() {
-                engine.handle_ready();
-            }
-            engine.finish_turn();
-        }
+        turn(&mut self.giver).await;
+        turn(&mut self.taker).await;
     }
 
     fn freeze(&mut self) -> FrozenBatch {
         let mut keys = self.giver.keys();
-        let frozen = self.giver.freeze(&mut keys, 10, false, &mut false);
+        let frozen = self.giver.freeze(&mut keys, WANTED, &mut false);
         frozen.expect("there is one")
     }
 
@@ -285,17 +202,13 @@ async fn what_is_closing_or_no_websocket_yet_does_not_move() {
     }
     let mut keys = pair.giver.keys();
     let mut later = false;
-    let frozen = pair.giver.freeze(&mut keys, 10, false, &mut later).unwrap();
+    let frozen = pair.giver.freeze(&mut keys, WANTED, &mut later).unwrap();
     assert_eq!(frozen.keys.len(), 1);
     assert!(later, "it may still become one");
     pair.giver.thaw(frozen.keys[0]);
     pair.giver.close(frozen.keys[0], None, "");
     let (mut keys, mut later) = (frozen.keys, false);
-    assert!(
-        pair.giver
-            .freeze(&mut keys, 10, false, &mut later)
-            .is_none()
-    );
+    assert!(pair.giver.freeze(&mut keys, WANTED, &mut later).is_none());
     assert!(!later);
 }
 
@@ -324,4 +237,139 @@ async fn what_is_on_its_way_past_the_queues_moves_too() {
     pair.say(CALL);
     assert_eq!(pair.hear().await, "to many");
     assert!(pair.hear().await.starts_with(r#"{"rid":2,"#), "once");
+}
+
+#[tokio::test]
+async fn a_history_read_that_is_not_answered_is_asked_again_by_the_other_worker() {
+    let mut pair = Pair::new().await;
+    pair.say(r#"{"event":"history","data":{"channel":"kept:a","limit":2},"cid":7}"#);
+    // Answered in the order of the calls, so not before the read.
+    pair.say(CALL);
+    let questions = |engine: &mut Engine| {
+        let mut asked = Vec::new();
+        engine.core.reads.send(|id, question| {
+            asked.push((id, question.clone()));
+            Some(1)
+        });
+        asked
+    };
+    let mut before = questions(&mut pair.giver);
+    while before.is_empty() {
+        pair.turn().await;
+        before = questions(&mut pair.giver);
+    }
+    let frozen = pair.freeze();
+    for arrival in pair.build(&frozen) {
+        pair.taker.run(arrival);
+    }
+    pair.giver.release(&frozen.keys);
+    let after = questions(&mut pair.taker);
+    assert_eq!(after.len(), 1);
+    assert_eq!(after[0].1, before[0].1, "the same question");
+    let response = |data: &'static [u8]| {
+        Some(ReadResponse {
+            head: Some(link::Position {
+                generation: 7,
+                offset: 1,
+            }),
+            complete: true,
+            publications: vec![KeptPublication {
+                offset: 1,
+                data: Some(Bytes::from_static(data)),
+                ..KeptPublication::default()
+            }],
+            ..ReadResponse::default()
+        })
+    };
+    // What the first worker was answered is nobody's any more.
+    let late = LinkEvent::Read {
+        id: before[0].0,
+        response: response(b"1"),
+    };
+    pair.giver.handle_link(late);
+    pair.turn().await;
+    assert_eq!(pair.client.try_hear(), None);
+    let answer = LinkEvent::Read {
+        id: after[0].0,
+        response: response(b"2"),
+    };
+    pair.taker.handle_link(answer);
+    let heard = pair.hear().await;
+    assert!(heard.starts_with(r#"{"rid":7,"data":{"#), "{heard}");
+    assert!(heard.contains(r#""data":2"#), "{heard}");
+    assert!(
+        pair.hear().await.starts_with(r#"{"rid":2,"#),
+        "then the rest"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_wants_positions_goes_on_where_it_was() {
+    let mut pair = Pair::new().await;
+    let channel = ChannelName::try_from("a").unwrap();
+    let at = |offset| Position {
+        generation: 7,
+        offset,
+    };
+    pair.say(r##"{"event":"#subscribe","data":{"channel":"a","since":null},"cid":3}"##);
+    while pair.giver.core.channels.name("a").is_none() {
+        pair.turn().await;
+    }
+    for (engine, offset) in [(&mut pair.giver, 4), (&mut pair.taker, 6)] {
+        // The other worker has a subscriber of its own, and is ahead.
+        engine
+            .core
+            .channels
+            .keep(&channel, at(offset), Default::default);
+        let (request, _) = engine.core.channels.request("a").unwrap();
+        engine.core.channels.confirm("a", request, at(offset), true);
+    }
+    let Pair { giver, .. } = &mut pair;
+    giver.core.start_followers("a", &mut giver.connections, NOW);
+    assert!(pair.hear().await.contains(r#""offset":4"#), "from here on");
+    let old = Wanted {
+        version: SNAPSHOT_VERSION - 1,
+        ..WANTED
+    };
+    let (mut keys, mut later) = (pair.giver.keys(), false);
+    assert!(pair.giver.freeze(&mut keys, old, &mut later).is_none());
+    assert!(!later, "an earlier release does not know its place");
+
+    let frozen = pair.freeze();
+    for arrival in pair.build(&frozen) {
+        pair.taker.run(arrival);
+    }
+    pair.giver.release(&frozen.keys);
+    let mut asked = Vec::new();
+    pair.taker.core.reads.send(|id, question| {
+        asked.push((id, question.since));
+        Some(1)
+    });
+    assert_eq!(asked, [(1, Some(at(4)))], "what it misses is read");
+    let publications = [5, 6].map(|offset| KeptPublication {
+        offset,
+        data: Some(offset.to_string().into()),
+        ..KeptPublication::default()
+    });
+    let answer = LinkEvent::Read {
+        id: 1,
+        response: Some(ReadResponse {
+            head: Some(link::Position {
+                generation: 7,
+                offset: 6,
+            }),
+            complete: true,
+            publications: publications.into(),
+            ..ReadResponse::default()
+        }),
+    };
+    pair.taker.handle_link(answer);
+    for offset in [5, 6] {
+        let heard = pair.hear().await;
+        let data = format!(r#""data":{offset},"offset":{offset}"#);
+        assert!(heard.contains(&data), "{heard}");
+    }
+    let arrived = pair.taker.core.channels.arrive("a", 7, |_| true).unwrap();
+    assert_eq!(arrived.followers.len(), 1, "and then what is new");
+    assert!(arrived.subscribers.is_empty());
 }

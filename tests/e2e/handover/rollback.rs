@@ -196,7 +196,7 @@ async fn a_program_that_is_no_good_is_found_out_before_a_connection_has_moved() 
     for (program, reason) in [
         (
             says(2, 9),
-            "it reads snapshots of version 9, the workers that run write 1",
+            "it reads snapshots of version 9, the workers that run write 1 to 2",
         ),
         (says(77, 1), "it speaks version 77 of the control protocol"),
         (

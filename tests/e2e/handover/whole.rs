@@ -184,7 +184,12 @@ async fn a_program_is_remembered_by_the_next_orchestrator() {
 #[tokio::test]
 async fn a_new_program_whose_broker_does_not_come_up_makes_place_for_the_earlier_one() {
     let dir = tempfile::tempdir().unwrap();
-    let bad = program(dir.path(), "bad", "[ \"$1\" = broker ] && exit 7");
+    let marks = dir.path().join("marks");
+    let lines = format!(
+        "echo $$ >> '{}'\n[ \"$1 $3\" = \"broker 2\" ] && exit 7",
+        marks.display()
+    );
+    let bad = program(dir.path(), "bad", &lines);
     let cluster = Cluster::start(1, 2).await;
     let traffic = Traffic::start(&cluster.url(), 6).await;
     let before = cluster.status().await.unwrap();
@@ -194,17 +199,23 @@ async fn a_new_program_whose_broker_does_not_come_up_makes_place_for_the_earlier
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(
-        error.contains("broker-1 does not start: exit code 7"),
+        error.contains("broker-2 does not start: exit code 7"),
         "{error}"
     );
     let after = cluster.status().await.unwrap();
     assert_eq!(after.pid, before.pid);
     assert!(after.is_whole(), "{after:?}");
-    let (before, after) = (
-        before.node("broker", 2).unwrap(),
-        after.node("broker", 2).unwrap(),
-    );
-    assert_eq!(before.pid, after.pid, "its turn had not come");
+    let marks = fs::read_to_string(&marks).unwrap();
+    let is_new = |pid: u32| marks.lines().any(|line| line == pid.to_string());
+    for (role, slot) in [("worker", 1), ("broker", 1), ("broker", 2)] {
+        let pid = |status: &Status| status.node(role, slot).unwrap().pid;
+        assert_ne!(pid(&before), pid(&after), "{role}-{slot} had its turn");
+        assert!(!is_new(pid(&after)), "{role}-{slot} runs the new program");
+    }
+    let status = cluster.verb(&["update", "--status", "--json"]).await;
+    let status = json(&String::from_utf8_lossy(&status.stdout));
+    assert_eq!(status["workers_returned"], 1, "{status}");
+    assert_eq!(status["following"]["brokers_done"], 0, "{status}");
     assert_smooth(&update(&cluster).await, 6);
     traffic.end().await;
     cluster.down().await;

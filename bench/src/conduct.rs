@@ -93,15 +93,25 @@ impl<'o> Conductor<'o> {
             self.blows = blows::of_scenario(scenario, brokers);
             self.is_eventful = true;
         }
-        if let Scenario::Deploy { pause, binary, .. } = scenario {
-            let binary = binary
-                .as_ref()
-                .map(|path| path.to_string_lossy().into_owned());
-            let binary = binary.map(|path| ["--binary".to_owned(), path]);
+        if let Scenario::Deploy {
+            pause,
+            binary,
+            hold,
+            parallel,
+            ..
+        } = scenario
+        {
+            let mut arguments = vec!["--hold".to_owned(), hold.clone()];
+            if let Some(path) = binary {
+                arguments.extend(["--binary".to_owned(), path.to_string_lossy().into_owned()]);
+            }
+            if let Some(parallel) = parallel {
+                arguments.extend(["--parallel".to_owned(), parallel.to_string()]);
+            }
             self.deploy = Some(Deploy {
                 orders: deploy::orders(scenario),
                 pause: micros(*pause),
-                arguments: binary.into_iter().flatten().collect(),
+                arguments,
             });
             self.is_eventful = true;
         }

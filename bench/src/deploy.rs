@@ -295,6 +295,8 @@ mod tests {
             updates,
             pause: 1.0,
             binary: None,
+            hold: "0s".into(),
+            parallel: None,
             scale: scale.into(),
         }
     }

@@ -135,6 +135,12 @@ pub(super) enum Scenario {
         /// What the cluster is updated to [default: what it runs].
         #[arg(long, value_name = "PATH")]
         binary: Option<PathBuf>,
+        /// How long each update watches its first worker, as in `update --hold`.
+        #[arg(long, value_name = "TIME", default_value = "0s")]
+        hold: String,
+        /// Workers that are replaced at a time, as in `update --parallel`.
+        #[arg(long, value_name = "N")]
+        parallel: Option<u32>,
         /// Numbers of workers that the cluster is scaled to in turn, after the
         /// updates: 8,2,4.
         #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=256))]

@@ -356,10 +356,12 @@ impl SimWorker {
         self.core.stats.holes
     }
 
-    /// Whether every broker of the view can be reached.
+    /// Whether every broker of the view can be reached, and owners have all that
+    /// clients subscribe to: one that was refused is asked again only later.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.core.router.is_whole()
+        let unconfirmed = self.core.channels.unconfirmed(|_| true);
+        self.core.router.is_whole() && unconfirmed.is_empty()
     }
 
     /// How full the queues are.

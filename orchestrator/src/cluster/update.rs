@@ -193,6 +193,7 @@ impl Cluster {
 
     /// Does what is due for an update.
     pub(super) fn advance_update(&mut self, now: Millis) {
+        self.judge_following(now);
         if self.advance_following(now) {
             return;
         }
@@ -217,6 +218,16 @@ impl Cluster {
             if self.advance_following(now) {
                 return;
             }
+        }
+    }
+
+    /// The new workers are watched while the brokers follow, too.
+    fn judge_following(&mut self, now: Millis) {
+        let run = self.update.as_ref().filter(|run| !run.is_over());
+        let fault = run.and_then(|run| self.update_fault(now, run));
+        let following = self.following.as_mut().filter(|one| !one.is_over());
+        if let (Some(fault), Some(following)) = (fault, following) {
+            following.give_up(fault);
         }
     }
 

@@ -13,7 +13,7 @@ use muster_daemon::{
 use rand::rngs::StdRng;
 
 /// Keys that change while the processes run.
-const IN_PLACE: [&str; 19] = [
+const IN_PLACE: [&str; 28] = [
     "listener.origins",
     "listener.head_bytes_max",
     "listener.handshake_timeout",
@@ -30,6 +30,15 @@ const IN_PLACE: [&str; 19] = [
     "supervision.worker_hung_after",
     "supervision.broker_hung_after",
     "supervision.start_timeout",
+    "update.canary",
+    "update.hold",
+    "update.parallel",
+    "update.exits_max",
+    "update.failed_moves_per_thousand_max",
+    "update.abnormal_closes_per_thousand_max",
+    "update.lag_max",
+    "update.memory_percent_max",
+    "update.memory_spare",
     "shutdown.closes_per_second",
     "shutdown.timeout",
     "log.filter",
@@ -177,6 +186,14 @@ mod tests {
             let (section, name) = key.split_once('.').unwrap();
             let section = SECTIONS.iter().find(|known| known.name == section).unwrap();
             assert!(section.keys.iter().any(|known| known.name == name), "{key}");
+        }
+    }
+
+    #[test]
+    fn how_updates_go_needs_none() {
+        let update = SECTIONS.iter().find(|section| section.name == "update");
+        for key in update.unwrap().keys {
+            assert!(IN_PLACE.contains(&&*format!("update.{}", key.name)));
         }
     }
 

@@ -110,6 +110,7 @@ impl Cluster {
         self.settings.shutdown_timeout = config.shutdown.timeout;
         self.settings.publish_timeout = config.link.publish_timeout;
         self.settings.supervision = config.supervision.clone();
+        self.settings.update = config.update.clone();
         self.fleet.set_supervision(&config.supervision);
         if before.log.filter != config.log.filter {
             self.set_log_filter();

@@ -56,14 +56,14 @@ impl Cluster {
             },
             None => Arc::clone(self.fleet.program()),
         };
+        self.reload_for_update()
+            .map_err(|error| UpdateRefused::Config(chain(&error)))?;
         let settings = &self.settings.update;
         let plan = Plan {
             canary: wish.canary.unwrap_or(settings.canary),
             hold: wish.hold.unwrap_or(settings.hold),
             parallel: wish.parallel.unwrap_or(settings.parallel).max(1),
         };
-        self.reload_for_update()
-            .map_err(|error| UpdateRefused::Config(chain(&error)))?;
         let slots = 1..=self.settings.size.workers;
         let earlier = slots.filter_map(|slot| {
             let node = self.fleet.get(worker(slot))?;

@@ -570,6 +570,29 @@ mod tests {
     }
 
     #[test]
+    fn a_workers_lag_is_the_best_of_three_heartbeats_of_one_life() {
+        let mut fleet = fleet();
+        let node = fleet.get_mut(ID).unwrap();
+        assert_eq!(node.health(Millis(0)), None);
+        let mut lag_after = |lag_us| {
+            let stats = pb::WorkerStats {
+                lag_us,
+                ..pb::WorkerStats::default()
+            };
+            let stats = Some(heartbeat::Stats::Worker(stats));
+            node.heartbeat(Millis(0), pb::Heartbeat { stats });
+            node.health(Millis(0)).unwrap().lag.as_micros()
+        };
+        assert_eq!(
+            [900, 800, 700, 950, 990, 3].map(&mut lag_after),
+            [0, 0, 700, 700, 700, 3]
+        );
+        assert_eq!(node.beats(), 6);
+        node.reborn(Millis(4_000));
+        assert_eq!((node.beats(), node.health(Millis(4_000))), (0, None));
+    }
+
+    #[test]
     fn a_worker_is_linked_by_what_it_said_after_it_applied_the_view() {
         let mut fleet = fleet();
         assert!(fleet.is_linked(3, 2), "none is ready");

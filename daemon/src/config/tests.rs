@@ -275,6 +275,27 @@ fn sizes_that_do_not_fit_into_each_other_are_refused() {
             "supervision.start_timeout",
         ),
         ("[broker]\nthreads = 0", "broker.threads"),
+        (
+            "[shutdown]\ncloses_per_second = 0",
+            "shutdown.closes_per_second",
+        ),
+        ("[shutdown]\ntimeout = \"0s\"", "shutdown.timeout"),
+        ("[listener]\npath = \"a\"", "listener.path"),
+        ("[listener]\norigins = []", "listener.origins"),
+        ("[listener]\norigins = [\"a\"]", "listener.origins"),
+        ("[listener]\nhead_bytes_max = 10", "listener.head_bytes_max"),
+        ("[limits]\nconnections_max = 0", "limits.connections_max"),
+        ("[log]\nfilter = \"a=b=c\"", "log.filter"),
+    ] {
+        let error = refusal(file);
+        let start = format!("invalid configuration: {key}: ");
+        assert!(error.starts_with(&start), "{error}");
+    }
+}
+
+#[test]
+fn limits_of_updates_that_make_no_sense_are_refused() {
+    for (file, key) in [
         ("[update]\nparallel = 0", "update.parallel"),
         ("[update]\nhold = \"25h\"", "update.hold"),
         ("[update]\nlag_max = \"0s\"", "update.lag_max"),
@@ -290,17 +311,6 @@ fn sizes_that_do_not_fit_into_each_other_are_refused() {
             "[update]\nmemory_percent_max = 99",
             "update.memory_percent_max",
         ),
-        (
-            "[shutdown]\ncloses_per_second = 0",
-            "shutdown.closes_per_second",
-        ),
-        ("[shutdown]\ntimeout = \"0s\"", "shutdown.timeout"),
-        ("[listener]\npath = \"a\"", "listener.path"),
-        ("[listener]\norigins = []", "listener.origins"),
-        ("[listener]\norigins = [\"a\"]", "listener.origins"),
-        ("[listener]\nhead_bytes_max = 10", "listener.head_bytes_max"),
-        ("[limits]\nconnections_max = 0", "limits.connections_max"),
-        ("[log]\nfilter = \"a=b=c\"", "log.filter"),
     ] {
         let error = refusal(file);
         let start = format!("invalid configuration: {key}: ");

@@ -131,7 +131,8 @@ impl Update {
             hold: Duration::ZERO,
             parallel: 1,
         };
-        let running = Replacement::new(now, slot, times, true);
+        // Nobody knows any more what it would be compared to.
+        let running = Replacement::new(now, slot, times, false);
         Self {
             phase: Phase::Rest,
             running: BTreeMap::from([(slot, running)]),

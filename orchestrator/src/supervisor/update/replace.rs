@@ -18,6 +18,8 @@ const CALL_OFF_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest that a worker is waited for which fills its slot, to hear how it is.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
+const NOT_WANTED: &str = "it is not wanted any more";
+
 /// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Times {
@@ -68,7 +70,7 @@ pub(crate) enum Handed {
 pub(super) struct Replacement {
     slot: u32,
     step: Step,
-    /// It is taken back, or the worker that is there now is not watched.
+    /// Once the successor fills the slot, it is to say how it is.
     settles: bool,
     is_called_off: bool,
     /// Why the successor does not fill the slot.
@@ -154,7 +156,6 @@ impl Replacement {
         let is_late = self.wake_at().is_some_and(|until| until <= now);
         match (self.step, &facts.successor) {
             (Step::Settling { .. }, _) if facts.is_heard || is_late || !self.settles => filled(),
-            (Step::Settling { .. }, _) => nothing(),
             (Step::HandingBack { .. } | Step::Ending, Successor::None(exit)) => Turn::Over {
                 result: Err(self
                     .failure
@@ -174,19 +175,15 @@ impl Replacement {
                 self.step = Step::Settling { until };
                 if self.settles { nothing() } else { filled() }
             }
-            (Step::Starting { .. }, Successor::None(Some(why))) => over(format!(
-                "the successor of worker-{slot} does not start: {why}"
-            )),
-            (Step::HandingOver { .. } | Step::CallingOff { .. }, Successor::None(Some(why))) => {
-                over(format!(
-                    "the successor of worker-{slot} ended while it took over: {why}"
-                ))
-            }
-            (Step::Leaving { .. }, Successor::None(Some(why))) => {
-                over(format!("the successor of worker-{slot} ended: {why}"))
-            }
+            (
+                Step::Starting { .. }
+                | Step::HandingOver { .. }
+                | Step::CallingOff { .. }
+                | Step::Leaving { .. },
+                Successor::None(Some(why)),
+            ) => self.ended(why),
             (Step::Starting { .. }, _) if self.is_called_off => {
-                self.end_successor("it is not wanted any more".into())
+                self.end_successor(NOT_WANTED.into())
             }
             // The worker may be on its way back after a crash of its own.
             (Step::Starting { .. }, Successor::Ready) if facts.is_worker_ready => {
@@ -203,16 +200,7 @@ impl Replacement {
                 Turn::Do(Next::CallOff(slot))
             }
             (Step::HandingOver { .. }, _) => self.hand_over(now, facts, times, is_late),
-            (Step::CallingOff { .. }, _) => match &facts.handed_over {
-                Handed::NotYet if !is_late => nothing(),
-                Handed::Failed {
-                    reason,
-                    has_moved: false,
-                } => self.end_successor(reason.clone()),
-                Handed::NotYet | Handed::All | Handed::Failed { .. } => {
-                    self.hand_back(now, "it is not wanted any more".into())
-                }
-            },
+            (Step::CallingOff { .. }, _) => self.wait_for_last_batch(now, facts, is_late),
             (Step::Leaving { .. }, _) if is_late => {
                 let until = now + times.leaving;
                 self.step = Step::Leaving { until };
@@ -226,10 +214,30 @@ impl Replacement {
             (
                 Step::Starting { .. }
                 | Step::Leaving { .. }
+                | Step::Settling { .. }
                 | Step::HandingBack { .. }
                 | Step::Ending,
-                Successor::Starting | Successor::Ready,
+                _,
             ) => nothing(),
+        }
+    }
+
+    /// The successor has, without filling the slot.
+    fn ended(&self, why: &str) -> Turn {
+        let what = match self.step {
+            Step::Starting { .. } => "does not start",
+            Step::HandingOver { .. } | Step::CallingOff { .. } => "ended while it took over",
+            Step::Leaving { .. }
+            | Step::Settling { .. }
+            | Step::HandingBack { .. }
+            | Step::Ending => "ended",
+        };
+        Turn::Over {
+            result: Err(format!(
+                "the successor of worker-{} {what}: {why}",
+                self.slot
+            )),
+            is_filled: false,
         }
     }
 
@@ -250,6 +258,20 @@ impl Replacement {
             self.hand_back(now, why)
         } else {
             self.end_successor(why)
+        }
+    }
+
+    /// It was called off: what has moved goes back.
+    fn wait_for_last_batch(&mut self, now: Millis, facts: &Facts, is_late: bool) -> Turn {
+        match &facts.handed_over {
+            Handed::NotYet if !is_late => nothing(),
+            Handed::Failed {
+                reason,
+                has_moved: false,
+            } => self.end_successor(reason.clone()),
+            Handed::NotYet | Handed::All | Handed::Failed { .. } => {
+                self.hand_back(now, NOT_WANTED.into())
+            }
         }
     }
 
@@ -276,12 +298,5 @@ fn filled() -> Turn {
     Turn::Over {
         result: Ok(()),
         is_filled: true,
-    }
-}
-
-fn over(why: String) -> Turn {
-    Turn::Over {
-        result: Err(why),
-        is_filled: false,
     }
 }

@@ -44,18 +44,18 @@ fn facts<'a>(checked: Option<Result<(), String>>, slot: &'a dyn Fn(u32) -> SlotF
     }
 }
 
-fn at(update: &mut Update, now: Millis, successor: &Successor, handed: &Handed) -> Next {
-    let slot = |_| slot_facts(successor.clone(), handed.clone());
+fn at(update: &mut Update, now: Millis, slot: &SlotFacts) -> Next {
+    let slot = |_| slot.clone();
     update.turn(now, &facts(Some(Ok(())), &slot), TIMES)
 }
 
 fn turn(update: &mut Update, successor: Successor, handed: Handed) -> Next {
-    at(update, NOW, &successor, &handed)
+    at(update, NOW, &slot_facts(successor, handed))
 }
 
 fn late(update: &mut Update, successor: Successor, handed: Handed) -> Next {
     let until = update.wake_at().unwrap();
-    at(update, until, &successor, &handed)
+    at(update, until, &slot_facts(successor, handed))
 }
 
 fn failed(has_moved: bool) -> Handed {
@@ -104,13 +104,14 @@ fn handing_over() -> Update {
 }
 
 /// What ends an update that has replaced nobody, once there is no successor.
-fn ends(update: &mut Update, successor: Successor) -> String {
+fn ends(update: &mut Update, successor: &Successor) -> String {
     for _ in 0..3 {
-        match turn(update, successor.clone(), Handed::All) {
-            Next::Done(Err(why)) => return why,
-            Next::GoBack(slots) => assert!(slots.is_empty(), "{slots:?}"),
-            next => assert_eq!(next, Next::Nothing),
+        let next = turn(update, successor.clone(), Handed::All);
+        if let Next::Done(Err(why)) = next {
+            return why;
         }
+        let is_quiet = next == Next::Nothing || next == Next::GoBack(vec![]);
+        assert!(is_quiet, "{next:?}");
     }
     panic!("it does not end: {update:?}");
 }
@@ -154,13 +155,9 @@ fn the_first_workers_are_watched_before_the_others_follow() {
     assert_eq!(replace(&mut update, 2), Next::Nothing);
     assert_eq!(update.phase(), "holding");
     assert_eq!(update.wake_at(), Some(NOW + HOLD));
+    let starting = slot_facts(Successor::Starting, Handed::NotYet);
     let mut started = Vec::new();
-    while let Next::Start(slot) = at(
-        &mut update,
-        NOW + HOLD,
-        &Successor::Starting,
-        &Handed::NotYet,
-    ) {
+    while let Next::Start(slot) = at(&mut update, NOW + HOLD, &starting) {
         started.push(slot);
     }
     assert_eq!(started, [3, 4, 5], "three at a time");
@@ -266,7 +263,10 @@ fn a_hand_over_that_is_called_off_ends_after_its_batch_and_goes_back() {
     assert_eq!(next, Next::Nothing, "what is on its way arrives");
     let next = turn(&mut update, Successor::Ready, failed(true));
     assert_eq!(next, Next::HandBack(1));
-    assert_eq!(ends(&mut update, exit("exit code 0")), "an operator's wish");
+    assert_eq!(
+        ends(&mut update, &exit("exit code 0")),
+        "an operator's wish"
+    );
     assert_eq!(update.give_up("twice".into()), Next::Nothing);
 }
 
@@ -297,7 +297,7 @@ fn an_update_that_is_given_up_while_the_program_is_looked_at_has_done_nothing() 
 fn a_successor_that_does_not_start_costs_nothing_and_ends_the_update() {
     let mut update = plain([1, 2]);
     let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
-    let why = ends(&mut update, exit("exit code 1"));
+    let why = ends(&mut update, &exit("exit code 1"));
     assert!(why.contains("exit code 1"), "{why}");
     assert_eq!((update.replaced(), update.returned()), (&[][..], &[][..]));
 }
@@ -308,7 +308,7 @@ fn a_successor_that_is_not_ready_in_time_is_ended() {
     let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
     let next = late(&mut update, Successor::Starting, Handed::NotYet);
     assert!(matches!(next, Next::EndSuccessor { slot: 1, .. }));
-    let why = ends(&mut update, exit("signal 9"));
+    let why = ends(&mut update, &exit("signal 9"));
     assert!(why.contains("not ready in time"), "{why}");
 }
 
@@ -340,7 +340,7 @@ fn what_has_moved_goes_back_when_the_rest_cannot() {
         assert_eq!(next, Next::Nothing);
         let next = turn(&mut update, Successor::Ready, Handed::All);
         assert_eq!(next, Next::Nothing, "it ends by itself");
-        let why = ends(&mut update, exit("exit code 0"));
+        let why = ends(&mut update, &exit("exit code 0"));
         assert!(why.contains("could not hand over"), "{why}");
     }
 }
@@ -376,7 +376,7 @@ fn a_successor_that_fills_the_slot_although_it_was_to_give_back_is_taken_back() 
 #[test]
 fn a_successor_that_ends_while_it_takes_over_leaves_the_worker_serving() {
     let mut update = handing_over();
-    let why = ends(&mut update, exit("signal 9"));
+    let why = ends(&mut update, &exit("signal 9"));
     assert!(why.contains("signal 9"), "{why}");
 }
 

@@ -328,7 +328,7 @@ async fn a_failed_update_ends_the_deploy_and_is_said() {
     let steps = report["deploy"]["steps"].as_array().expect("a list");
     assert_eq!(steps.len(), 1, "{report}");
     let error = steps[0]["error"].as_str().expect("it says why");
-    assert!(error.contains("does not start"), "{report}");
+    assert!(error.contains("no worker was replaced"), "{report}");
     assert_eq!(report["disconnects"], 0, "{report}");
     assert_eq!(report["lost"], 0, "{report}");
 }

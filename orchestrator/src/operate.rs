@@ -52,11 +52,8 @@ pub(crate) async fn operate(mut verb: Verb, runtime_dir: Option<PathBuf>) -> Res
         Verb::Status { .. } => {
             let status = operator.status().await?;
             let dir = dir.path().display().to_string();
-            if json {
-                table::json(&status, &dir)
-            } else {
-                table::status(&status, &dir)
-            }
+            let show = if json { table::json } else { table::status };
+            show(&status, &dir)
         }
         Verb::Down { drain, within, .. } => {
             let within = within.unwrap_or_default();

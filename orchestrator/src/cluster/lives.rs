@@ -39,7 +39,7 @@ impl Cluster {
             // One that ended by itself has removed it.
             let _ = std::fs::remove_file(socket);
         }
-        self.following_ended(id, incarnation, &exit);
+        let is_announced = self.following_ended(id, incarnation, &exit);
         let exited = Event::Exited {
             incarnation,
             exit: exit.clone(),
@@ -48,6 +48,7 @@ impl Cluster {
         let next = self.fleet.get_mut(id).and_then(|node| node.slot.wake_at());
         match next.map(|at| at.since(now)) {
             None => info!(node = %id, %exit, "Node ended."),
+            Some(_) if is_announced => info!(node = %id, %exit, "Node made place for another."),
             Some(Duration::ZERO) => warn!(node = %id, %exit, "Node ended, starting it again."),
             Some(wait) => {
                 error!(node = %id, %exit, ?wait, "Node ends again and again, waiting to start it.");

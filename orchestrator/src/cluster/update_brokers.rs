@@ -258,13 +258,15 @@ impl Cluster {
     }
 
     /// A broker has ended, or could not be started, and is about to be started
-    /// again: if it was a new one, by the earlier program.
-    pub(super) fn following_ended(&mut self, id: NodeId, incarnation: u64, exit: &Exit) {
+    /// again: if it was a new one, by the earlier program. True if it was told to
+    /// end, to be replaced.
+    pub(super) fn following_ended(&mut self, id: NodeId, incarnation: u64, exit: &Exit) -> bool {
         let Some(turn) = self.turn_of(id) else {
-            return;
+            return false;
         };
-        if turn.incarnation == incarnation || turn.is_put_back {
-            return;
+        let is_earlier = turn.incarnation == incarnation;
+        if is_earlier || turn.is_put_back {
+            return is_earlier;
         }
         turn.is_put_back = true;
         turn.died = Some(exit.to_string());
@@ -272,6 +274,7 @@ impl Cluster {
         if let Some(node) = self.fleet.get_mut(id) {
             node.program = program;
         }
+        false
     }
 
     fn turn_of(&mut self, id: NodeId) -> Option<&mut Turn> {

@@ -187,9 +187,10 @@ async fn brokers_that_are_killed_and_stopped_under_load_disconnect_nobody() {
         "{report}"
     );
     assert_eq!(report["pauses_us"]["KILL"]["count"], 3, "{report}");
-    // It is found out after two seconds.
+    // It is found out when it has been silent for two seconds, and had been for
+    // up to one of them when it was stopped.
     assert!(
-        report["pauses_us"]["STOP"]["max"].as_u64() > Some(1_500_000),
+        report["pauses_us"]["STOP"]["max"].as_u64() > Some(500_000),
         "{report}"
     );
     let log = cluster.log();

@@ -37,17 +37,18 @@ fn main() -> Result<(), MeasureError> {
         options.dir.display(),
         options.data_bytes
     );
-    println!("  MiB  publications  publish ns  without ns  open empty ms   open ms");
+    println!("  MiB  publications  publish ns  without ns  open empty ms   open ms   read ms");
     for mib in &options.mib {
         for _ in 0..options.runs {
             let found = recovery(&dir, mib << 20, options.data_bytes)?;
             println!(
-                "{mib:>5}  {:>12}  {:>10}  {:>10}  {:>13.1}  {:>8.1}",
+                "{mib:>5}  {:>12}  {:>10}  {:>10}  {:>13.1}  {:>8.1}  {:>8.1}",
                 found.publications,
                 found.publish.as_nanos(),
                 found.publish_without.as_nanos(),
                 found.open_empty.as_secs_f64() * 1e3,
                 found.open.as_secs_f64() * 1e3,
+                found.read.as_secs_f64() * 1e3,
             );
         }
     }

@@ -6,7 +6,7 @@
 //! nothing of what was staged is in it (C2).
 //!
 //! `format` is the layout of a segment, `segments` begins and removes them,
-//! `recovery` reads them all, `storage` is where they are, `home` is the directory
+//! `recovery` reads them all, `stored` one again, `storage` is where they are, `home` is the directory
 //! of all shards.
 
 mod broken;
@@ -19,6 +19,7 @@ pub(crate) mod memory;
 mod recovery;
 mod segments;
 mod storage;
+mod stored;
 #[cfg(test)]
 mod tests;
 

@@ -161,7 +161,7 @@ impl Link {
             state.fall_behind(turn.now, shard, channel);
             return Offer::Behind;
         }
-        state.push_relay(turn.now, channel, offset, data);
+        state.push_relay(turn.now, channel, offset, data.as_ref());
         turn.relayed += 1;
         turn.wake(state.sender.take());
         Offer::Accepted
@@ -174,7 +174,7 @@ impl Link {
         turn: &mut Turn,
         channel: &Bytes,
         bytes_max: usize,
-        publications: impl Iterator<Item = (u64, &'a Option<Bytes>)>,
+        publications: impl Iterator<Item = (u64, Option<&'a Bytes>)>,
     ) -> Option<u64> {
         let mut state = self.lock();
         let mut last_offset = None;
@@ -185,7 +185,7 @@ impl Link {
             }
             state.push_relay(turn.now, channel, offset, data);
             turn.relayed += 1;
-            bytes += channel.len() + data.as_ref().map_or(0, Bytes::len) + FRAME_OVERHEAD_BYTES;
+            bytes += channel.len() + data.map_or(0, Bytes::len) + FRAME_OVERHEAD_BYTES;
             last_offset = Some(offset);
         }
         turn.wake(state.sender.take());
@@ -373,14 +373,14 @@ impl State {
         }
     }
 
-    fn push_relay(&mut self, now: Millis, channel: &Bytes, offset: u64, data: &Option<Bytes>) {
+    fn push_relay(&mut self, now: Millis, channel: &Bytes, offset: u64, data: Option<&Bytes>) {
         self.note_first(now);
-        let data_len = data.as_ref().map_or(0, Bytes::len);
+        let data_len = data.map_or(0, Bytes::len);
         self.credit -= i64::try_from(data_len).unwrap_or(i64::MAX);
         let relay = Relay {
             channel: channel.clone(),
             offset,
-            data: data.clone(),
+            data: data.cloned(),
         };
         let frame = BrokerFrame {
             frame: Some(Frame::Relay(relay)),

@@ -9,6 +9,7 @@
 //! others, so that they never shorten a tail.
 
 mod channel;
+mod data;
 mod history;
 
 use std::{
@@ -20,10 +21,12 @@ use bytes::Bytes;
 use muster_proto::link::Position;
 use muster_wire::Millis;
 use slab::Slab;
+use tracing::error;
 
 use self::channel::Channel;
 pub(crate) use self::{
     channel::{Kept, Moment},
+    data::{Data, Stored},
     history::Histories,
 };
 use crate::{keys::Keys, limits::Limits, room::give_back_room};
@@ -122,11 +125,18 @@ impl Log {
         key: ChannelKey,
         data: Option<Bytes>,
     ) -> u64 {
+        self.keep(now, key, Kept::new(at, data.map(Data::Held)))
+    }
+
+    /// Does the same for one whose data may be elsewhere, which is for channels
+    /// without a history only.
+    pub(crate) fn keep(&mut self, now: Millis, key: ChannelKey, kept: Kept) -> u64 {
+        let at = kept.at;
         let channel = &mut self.channels[key.0];
         channel.assigned -= 1;
         channel.last_offset += 1;
         let offset = channel.last_offset;
-        self.retained_bytes += channel.push(Kept { at, data });
+        self.retained_bytes += channel.push(kept);
         self.tails.push_back(InTail { at, channel: key });
         self.bound_history(key);
         self.trim(now);
@@ -209,14 +219,31 @@ impl Log {
             && (channel.tail_start()..=channel.last_offset).contains(&position.offset)
     }
 
-    /// The retained publications after `offset` with their offsets.
+    /// Reads what is retained after `after` and not in memory, which has to be
+    /// done before it is used. If it cannot be read, it is not retained any more,
+    /// nor is what is older in the shard: its last publications are in the tails.
+    pub(crate) fn load(&mut self, key: ChannelKey, after: u64) {
+        let Err((offset, failure)) = self.channels[key.0].load(after) else {
+            return;
+        };
+        let error: &dyn std::error::Error = &failure;
+        error!(
+            error,
+            "Could not read the journal again; what is in it is retained no more."
+        );
+        while self.channels[key.0].tail_start() < offset && !self.tails.is_empty() {
+            self.end_tail();
+        }
+    }
+
+    /// The retained publications after `offset` with their offsets and data.
     pub(crate) fn after(
         &self,
         key: ChannelKey,
         offset: u64,
-    ) -> impl Iterator<Item = (u64, &Option<Bytes>)> {
+    ) -> impl Iterator<Item = (u64, Option<&Bytes>)> {
         let range = self.range(key, offset, u64::MAX);
-        range.map(|(offset, kept)| (offset, &kept.data))
+        range.map(|(offset, kept)| (offset, kept.data()))
     }
 
     /// The retained publications after `after` and before `before` with their

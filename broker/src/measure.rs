@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 pub use muster_daemon::config::Fsync;
 use muster_daemon::{ByteSize, clock, config::BrokerConfig};
-use muster_proto::{BrokerNode, ShardId, View, link::Publish};
+use muster_proto::{
+    BrokerNode, ShardId, View,
+    link::{Position, Publish, ReadRequest},
+};
 use muster_wire::Millis;
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -56,6 +59,8 @@ pub struct Recovery {
     pub open_empty: Duration,
     /// Opening them with what was published.
     pub open: Duration,
+    /// Reading all of it afterwards, as a client that was away would.
+    pub read: Duration,
 }
 
 /// Why nothing was measured.
@@ -137,11 +142,16 @@ fn on_disk(dir: &Path, count: usize, data: &Bytes) -> Result<Recovery, MeasureEr
     let (first, _, open_empty) = open(dir, 1, Fsync::Never)?;
     let publish = publish(&first, count, TURN, data)?;
     drop(first);
-    let (_table, opening, open) = open(dir, 2, Fsync::Never)?;
+    let (table, opening, open) = open(dir, 2, Fsync::Never)?;
     let written = count as u64;
-    if opening.publications != written {
-        let read = opening.publications;
-        return Err(MeasureError::Missing { written, read });
+    let start = now();
+    let retained = read_all(&table);
+    let read = start.elapsed();
+    for found in [opening.publications, retained] {
+        if found != written {
+            let read = found;
+            return Err(MeasureError::Missing { written, read });
+        }
     }
     Ok(Recovery {
         publications: written,
@@ -150,7 +160,32 @@ fn on_disk(dir: &Path, count: usize, data: &Bytes) -> Result<Recovery, MeasureEr
         publish_without: Duration::ZERO,
         open_empty,
         open,
+        read,
     })
+}
+
+/// Reads every channel from its beginning; how many publications there are.
+fn read_all(table: &Table) -> u64 {
+    let mut publications = 0;
+    for channel in channels() {
+        let mut request = ReadRequest {
+            channel: channel.into(),
+            ..ReadRequest::default()
+        };
+        while let Ok(answer) = table.read(&request, 0) {
+            publications += answer.publications.len() as u64;
+            let last = answer.publications.last().map(|last| last.offset);
+            let Some(offset) = last.filter(|_| answer.more) else {
+                break;
+            };
+            request.after = answer.head.map(|head| Position { offset, ..head });
+        }
+    }
+    publications
+}
+
+fn channels() -> impl Iterator<Item = String> {
+    (0..CHANNELS).map(|it| format!("channel {it}"))
 }
 
 /// Opens every shard at this epoch; says how long that took.
@@ -176,7 +211,7 @@ fn publish(
     turn_len: usize,
     data: &Bytes,
 ) -> Result<Duration, MeasureError> {
-    let channels: Vec<String> = (0..CHANNELS).map(|it| format!("channel {it}")).collect();
+    let channels: Vec<_> = channels().collect();
     let link = Arc::new(Link::new(Millis(0)));
     let mut rng = StdRng::seed_from_u64(1);
     let start = now();

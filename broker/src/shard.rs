@@ -455,6 +455,7 @@ impl Shard {
         else {
             return; // It has unsubscribed, or subscribed anew, since.
         };
+        self.log.load(key, subscriber.sent);
         let (name, head, start) = (
             self.log.name(key),
             self.log.head(key),

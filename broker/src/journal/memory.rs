@@ -14,7 +14,7 @@ use muster_proto::link::Position;
 
 use super::{
     format::{HEADER_BYTES, Record, decode},
-    storage::Storage,
+    storage::{ReadSegment, Storage},
 };
 
 /// Segments that outlive who writes them.
@@ -129,6 +129,19 @@ pub(crate) struct Memory {
     current: u64,
 }
 
+/// A segment on such a disk.
+#[derive(Debug)]
+struct SegmentInMemory {
+    disk: MemoryDisk,
+    sequence: u64,
+}
+
+impl ReadSegment for SegmentInMemory {
+    fn read(&self) -> io::Result<Vec<u8>> {
+        self.disk.lock().segment(self.sequence).cloned()
+    }
+}
+
 impl Memory {
     pub(crate) fn new(disk: &MemoryDisk) -> Self {
         Self {
@@ -160,9 +173,16 @@ impl Storage for Memory {
         Ok(self.disk.lock().segments.keys().copied().collect())
     }
 
-    fn read(&self, sequence: u64) -> io::Result<Bytes> {
-        let content = self.disk.lock().segment(sequence)?.clone();
-        Ok(content.into())
+    fn read(&self, sequence: u64, content: &mut Vec<u8>) -> io::Result<()> {
+        content.clone_from(self.disk.lock().segment(sequence)?);
+        Ok(())
+    }
+
+    fn reader(&self, sequence: u64) -> Box<dyn ReadSegment> {
+        Box::new(SegmentInMemory {
+            disk: self.disk.clone(),
+            sequence,
+        })
     }
 
     fn resume(&mut self, sequence: u64) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 mod crash;
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use muster_proto::ShardId;
@@ -18,12 +18,13 @@ use super::{
     },
     home::Clock,
     storage::Storage,
+    stored::StoredSegment,
 };
 use crate::{
     journal::Health,
     keys::Last,
     limits::{Histories, Limits},
-    log::{ChannelKey, Kept, Log, Moment},
+    log::{ChannelKey, Data, Kept, Log, Moment, Stored},
 };
 
 /// A shard as its journal has it.
@@ -191,7 +192,6 @@ pub(crate) fn open(
         journal.resume(recovery.torn_bytes > 0)?;
     }
     log.trim(clock.now);
-    log.unshare();
     Ok(Recovered {
         log,
         journal,
@@ -265,6 +265,8 @@ struct Replay {
     /// The last broker that had it open, unless it closed it.
     open: Option<Opened>,
     recovery: Recovery,
+    /// Room for a segment's content.
+    content: Vec<u8>,
 }
 
 /// Reads every segment. Where what they say is lost anyway, damage is no
@@ -332,6 +334,7 @@ impl Replay {
             epoch: 0,
             open: None,
             recovery: Recovery::default(),
+            content: Vec::new(),
         }
     }
 
@@ -373,23 +376,47 @@ impl Replay {
         is_newest: bool,
         clock: Clock,
     ) -> Result<(), RecoveryError> {
-        let content = storage
-            .read(sequence)
+        let mut content = std::mem::take(&mut self.content);
+        storage
+            .read(sequence, &mut content)
             .map_err(|source| RecoveryError::Read {
                 file: storage.name(sequence),
                 source,
             })?;
+        let content = if is_newest {
+            Content::Held(content.into())
+        } else {
+            let stored = StoredSegment::new(sequence, storage.reader(sequence));
+            Content::Read(content, Arc::new(stored))
+        };
+        self.records(storage, shard, sequence, &content, clock)?;
+        if let Content::Read(room, _) = content {
+            self.content = room;
+        }
+        Ok(())
+    }
+
+    fn records(
+        &mut self,
+        storage: &dyn Storage,
+        shard: ShardId,
+        sequence: u64,
+        segment: &Content,
+        clock: Clock,
+    ) -> Result<(), RecoveryError> {
+        let content = segment.bytes();
+        let is_newest = matches!(segment, Content::Held(_));
         self.recovery.bytes += content.len() as u64;
-        if is_newest && !self.segments.is_empty() && is_unwritten(&content) {
+        if is_newest && !self.segments.is_empty() && is_unwritten(content) {
             self.recovery.torn_bytes += content.len() as u64;
             self.unfinished = Some(sequence);
             return Ok(());
         }
-        Header::decode(&content, shard, sequence)
+        Header::decode(content, shard, sequence)
             .map_err(|error| damaged(storage, sequence, 0, error.into()))?;
         let mut reader = SegmentReader {
             replay: self,
-            content: &content,
+            segment,
             clock,
             base: None,
             channels: Vec::new(),
@@ -397,15 +424,15 @@ impl Replay {
         };
         let mut at = HEADER_BYTES;
         let end = loop {
-            match decode(&content, sequence, at) {
+            match decode(content, sequence, at) {
                 Ok(None) => break at,
                 Ok(Some((record, end))) => {
                     reader
-                        .take(record, end)
+                        .take(record, at, end)
                         .map_err(|damage| damaged(storage, sequence, at, damage))?;
                     at = end;
                 }
-                Err(_) if is_newest && find_record(&content, sequence, at).is_none() => break at,
+                Err(_) if is_newest && find_record(content, sequence, at).is_none() => break at,
                 Err(error) => return Err(damaged(storage, sequence, at, error.into())),
             }
         };
@@ -431,10 +458,40 @@ impl Replay {
     }
 }
 
+/// What is in a segment.
+enum Content {
+    /// The newest one stays in memory, because whoever resumes after a moment
+    /// asks for what is in it.
+    Held(Bytes),
+    /// Others are read again when somebody asks.
+    Read(Vec<u8>, Arc<dyn Stored>),
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Held(content) => content,
+            Self::Read(content, _) => content,
+        }
+    }
+
+    /// Data that is a part of it, of the publication at `at`.
+    fn data(&self, at: usize, data: &[u8]) -> Data {
+        match self {
+            Self::Held(content) => Data::Held(content.slice_ref(data)),
+            Self::Read(_, stored) => Data::Stored {
+                source: Arc::clone(stored),
+                at: at as u64,
+                len: u32::try_from(data.len()).expect("a record is below 4 GiB"),
+            },
+        }
+    }
+}
+
 /// Takes over the records of one segment.
 struct SegmentReader<'a> {
     replay: &'a mut Replay,
-    content: &'a Bytes,
+    segment: &'a Content,
     clock: Clock,
     /// What moments are relative to.
     base: Option<Opened>,
@@ -444,7 +501,7 @@ struct SegmentReader<'a> {
 }
 
 impl SegmentReader<'_> {
-    fn take(&mut self, record: Record<'_>, end: usize) -> Result<(), Damage> {
+    fn take(&mut self, record: Record<'_>, at: usize, end: usize) -> Result<(), Damage> {
         match record {
             Record::Opened(opened) => {
                 self.base = Some(opened);
@@ -458,7 +515,7 @@ impl SegmentReader<'_> {
                 offset,
                 name,
             } => return self.channel(id, generation, offset, name),
-            Record::Publication(publication) => return self.publication(&publication),
+            Record::Publication(publication) => return self.publication(&publication, at),
             Record::Keys { turned_at } => {
                 let turned_at = self.moment(Millis(turned_at).into()).since_boot();
                 self.replay.log.keys_mut().clear(turned_at);
@@ -514,7 +571,7 @@ impl SegmentReader<'_> {
         Ok(())
     }
 
-    fn publication(&mut self, publication: &Publication<'_>) -> Result<(), Damage> {
+    fn publication(&mut self, publication: &Publication<'_>, place: usize) -> Result<(), Damage> {
         let key = self.channels.get(publication.channel as usize);
         let key = key.copied().flatten().ok_or(Damage::Channel)?;
         let at = self.moment(Millis(publication.at).into());
@@ -524,11 +581,13 @@ impl SegmentReader<'_> {
             let found = publication.offset;
             return Err(Damage::Offset { last, found });
         }
-        // Shares the segment's bytes, of which there are not many more than
-        // what is retained.
-        let data = publication.data.map(|data| self.content.slice_ref(data));
+        let data = publication.data.map(|data| match log.has_history(key) {
+            // It may stay long, and in every checkpoint.
+            true => Data::Held(Bytes::copy_from_slice(data)),
+            false => self.segment.data(place, data),
+        });
         log.assign(at.since_boot(), key);
-        log.append(at, at.since_boot(), key, data);
+        log.keep(at.since_boot(), key, Kept::new(at, data));
         if publication.refused > 0 {
             log.keys_mut()
                 .note_refused(publication.producer, publication.refused);
@@ -543,11 +602,12 @@ impl SegmentReader<'_> {
     fn copied(&mut self, copied: &Copied<'_>) -> Result<(), Damage> {
         let key = self.channels.get(copied.channel as usize);
         let key = key.copied().flatten().ok_or(Damage::Channel)?;
-        let kept = Kept {
-            at: self.moment(Moment(copied.at)),
-            data: copied.data.map(|data| self.content.slice_ref(data)),
-        };
-        self.replay.log.append_oldest(key, copied.offset, kept);
+        let at = self.moment(Moment(copied.at));
+        let log = &mut self.replay.log;
+        if log.has_history(key) {
+            let data = copied.data.map(Bytes::copy_from_slice).map(Data::Held);
+            log.append_oldest(key, copied.offset, Kept::new(at, data));
+        }
         Ok(())
     }
 

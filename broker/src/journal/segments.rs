@@ -182,7 +182,7 @@ impl Journal {
                         channel: channel_id(key),
                         offset,
                         at: kept.at.0,
-                        data: kept.data.as_deref(),
+                        data: kept.data().map(|data| &data[..]),
                     }));
                 }
             }

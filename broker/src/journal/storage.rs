@@ -4,13 +4,12 @@
 use std::{
     fmt::Debug,
     fs::{self, DirBuilder, File, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use bytes::Bytes;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -25,12 +24,31 @@ const SEGMENT_SUFFIX: &str = ".segment";
 /// Of a segment that is being written; it becomes one by its name.
 const UNFINISHED_SUFFIX: &str = ".new";
 
+/// Reads one segment, whole.
+pub(crate) trait ReadSegment: Debug + Send + Sync {
+    fn read(&self) -> io::Result<Vec<u8>>;
+}
+
+/// A segment's file.
+#[derive(Debug)]
+struct SegmentFile(PathBuf);
+
+impl ReadSegment for SegmentFile {
+    fn read(&self) -> io::Result<Vec<u8>> {
+        fs::read(&self.0)
+    }
+}
+
 /// The segments of one shard, held by this process alone.
 pub(crate) trait Storage: Debug + Send + Sync {
     /// The segments there are, oldest first.
     fn segments(&self) -> io::Result<Vec<u64>>;
 
-    fn read(&self, sequence: u64) -> io::Result<Bytes>;
+    /// Reads a segment into `content`, whose content goes.
+    fn read(&self, sequence: u64, content: &mut Vec<u8>) -> io::Result<()>;
+
+    /// What reads a segment later, when this may be gone.
+    fn reader(&self, sequence: u64) -> Box<dyn ReadSegment>;
 
     /// Makes an existing segment the one that is written to.
     fn resume(&mut self, sequence: u64) -> io::Result<()>;
@@ -180,8 +198,15 @@ impl Storage for Files {
         Ok(sequences)
     }
 
-    fn read(&self, sequence: u64) -> io::Result<Bytes> {
-        fs::read(self.name(sequence)).map(Bytes::from)
+    fn read(&self, sequence: u64, content: &mut Vec<u8>) -> io::Result<()> {
+        content.clear();
+        let mut file = File::open(self.name(sequence))?;
+        content.reserve(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+        file.read_to_end(content).map(|_| ())
+    }
+
+    fn reader(&self, sequence: u64) -> Box<dyn ReadSegment> {
+        Box::new(SegmentFile(self.name(sequence)))
     }
 
     fn resume(&mut self, sequence: u64) -> io::Result<()> {

@@ -20,6 +20,7 @@ use crate::{
 
 mod files;
 mod histories;
+mod stored;
 
 const SHARD: ShardId = ShardId::new(7);
 const CHANNELS: [&str; 3] = ["", "a", "b"];
@@ -126,12 +127,14 @@ impl Bench {
     }
 
     /// Every channel, by name.
-    fn content(&self) -> Vec<Content> {
-        let keys = self.log.channel_keys();
+    fn content(&mut self) -> Vec<Content> {
+        let keys: Vec<_> = self.log.channel_keys().collect();
         let mut content: Vec<_> = keys
+            .into_iter()
             .map(|key| {
+                self.log.load(key, 0);
                 let retained = self.log.after(key, 0);
-                let retained = retained.map(|(offset, data)| (offset, data.clone()));
+                let retained = retained.map(|(offset, data)| (offset, data.cloned()));
                 (
                     self.log.name(key).clone(),
                     self.log.head(key),
@@ -181,7 +184,7 @@ fn what_was_committed_is_there_again_with_its_keys() {
         .unwrap();
     bench.publish(&[("", "null")]).unwrap();
     let (content, n) = (bench.content(), bench.n);
-    let again = Bench::open(&bench.killed(), 2, clock(5)).unwrap();
+    let mut again = Bench::open(&bench.killed(), 2, clock(5)).unwrap();
     assert_eq!(again.content(), content);
     assert_eq!(again.log.keys().knows(b"p", n), Known::Yes);
     assert_eq!(again.log.keys().knows(b"p", n + 1), Known::No);
@@ -197,7 +200,7 @@ fn retention_counts_the_time_that_the_journal_was_closed() {
     bench.publish(&[("a", "1")]).unwrap();
     bench.now = Millis(20_000);
     bench.publish(&[("a", "2")]).unwrap();
-    let again = Bench::open(&bench.killed(), 2, clock(35_000)).unwrap();
+    let mut again = Bench::open(&bench.killed(), 2, clock(35_000)).unwrap();
     let retained = &again.content()[0].2;
     assert_eq!(retained, &[(2, Some(Bytes::from_static(b"2")))]);
 }
@@ -215,7 +218,7 @@ fn after_another_boot_ages_follow_the_wall_clock() {
         now: Millis(5_000),
         wall_ms: 1_000_000 + 100_000 + seconds * 1000,
     };
-    let again = Bench::open(&disk, 2, clock(20)).unwrap();
+    let mut again = Bench::open(&disk, 2, clock(20)).unwrap();
     assert_eq!(again.content()[0].2.len(), 1);
     assert!(!again.recovery.is_anew);
 }
@@ -236,7 +239,7 @@ fn a_crash_of_the_machine_begins_new_generations_unless_all_was_synced() {
             boot: 2,
             ..clock(10)
         };
-        let again =
+        let mut again =
             Bench::open_with(&disk, 2, other_boot, &Limits::for_tests(), options()).unwrap();
         assert_eq!(again.recovery.is_anew, !is_synced);
         assert_eq!(again.content().is_empty(), !is_synced);
@@ -297,7 +300,7 @@ fn old_segments_go_and_neither_keys_nor_positions_go_with_them() {
     }
     assert!(bench.disk.bytes() < 10_000, "{} bytes", bench.disk.bytes());
     let (content, n, now) = (bench.content(), bench.n, bench.now);
-    let again = Bench::open(&bench.killed(), 2, clock(now.0)).unwrap();
+    let mut again = Bench::open(&bench.killed(), 2, clock(now.0)).unwrap();
     assert_eq!(again.content(), content);
     assert_eq!(again.log.keys().knows(b"p", n), Known::Yes);
     let b = again.log.find(b"b").unwrap();
@@ -361,7 +364,7 @@ fn a_failed_write_that_cannot_be_taken_back_breaks_the_journal_until_it_can() {
     assert!(!bench.journal.is_broken());
     bench.publish(&[("a", "3")]).unwrap();
     let content = bench.content();
-    let again = Bench::open(&bench.killed(), 2, clock(0)).unwrap();
+    let mut again = Bench::open(&bench.killed(), 2, clock(0)).unwrap();
     assert_eq!(again.content(), content);
 }
 
@@ -458,7 +461,7 @@ proptest! {
         bench.disk.set_faults(Faults { room: Some(last_bytes), no_truncation: true });
         let torn = bench.publish(&[("a", "not acknowledged")]).is_err();
         bench.disk.set_faults(Faults::default());
-        let again = Bench::open(&bench.killed(), epoch + 1, clock(0)).unwrap();
+        let mut again = Bench::open(&bench.killed(), epoch + 1, clock(0)).unwrap();
         let found: Vec<_> = again.content().into_iter().filter(|it| it.1.offset > 0).collect();
         if torn && found != content {
             // The record may be whole although its writer never heard so.

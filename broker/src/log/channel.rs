@@ -1,10 +1,11 @@
 //! One channel of a shard: where it stands and what is kept of it.
 
-use std::{collections::VecDeque, ops::Add, time::Duration};
+use std::{collections::VecDeque, io, ops::Add, time::Duration};
 
 use bytes::Bytes;
 use muster_wire::Millis;
 
+use super::data::Data;
 use crate::{limits::Bounds, room::give_back_room};
 
 /// Counted for each retained publication beside its data: what the two queues,
@@ -59,10 +60,10 @@ impl Add<Duration> for Moment {
 }
 
 /// A publication that is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) at: Moment,
-    pub(crate) data: Option<Bytes>,
+    data: Option<Data>,
 }
 
 /// What is kept of a channel beyond its tail.
@@ -76,8 +77,19 @@ pub(super) struct History {
 }
 
 impl Kept {
+    pub(crate) fn new(at: Moment, data: Option<Data>) -> Self {
+        Self { at, data }
+    }
+
+    /// Its data, which must have been loaded if it was not in memory.
+    pub(crate) fn data(&self) -> Option<&Bytes> {
+        let data = self.data.as_ref()?;
+        debug_assert!(data.held().is_some(), "what is used has been loaded");
+        data.held()
+    }
+
     fn data_bytes(&self) -> usize {
-        self.data.as_ref().map_or(0, Bytes::len)
+        self.data.as_ref().map_or(0, Data::len)
     }
 
     /// What it counts for.
@@ -214,12 +226,18 @@ impl Channel {
         kept.map(move |(index, kept)| (start + 1 + (from + index) as u64, kept))
     }
 
-    /// Gives what is kept memory of its own, where it would be held for long.
-    pub(super) fn unshare(&mut self) {
-        if self.history.is_some() {
-            for kept in &mut self.kept {
-                kept.data = kept.data.as_deref().map(Bytes::copy_from_slice);
+    /// Reads what is kept after that offset and not in memory, the newest first.
+    /// Fails with the first offset that cannot be read.
+    pub(super) fn load(&mut self, after: u64) -> Result<(), (u64, io::Error)> {
+        let start = self.tail_start();
+        let from = usize::try_from(after.saturating_sub(start)).unwrap_or(usize::MAX);
+        let kept = self.kept.iter_mut().enumerate().skip(from).rev();
+        for (index, kept) in kept {
+            if let Some(data) = &mut kept.data {
+                let offset = start + 1 + index as u64;
+                data.load().map_err(|error| (offset, error))?;
             }
         }
+        Ok(())
     }
 }

@@ -152,11 +152,4 @@ impl Log {
         self.histories.bytes -= bytes;
         self.retained_bytes -= bytes;
     }
-
-    /// Gives publications that may stay long memory of their own.
-    pub(crate) fn unshare(&mut self) {
-        for (_, channel) in &mut self.channels {
-            channel.unshare();
-        }
-    }
 }

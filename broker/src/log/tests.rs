@@ -104,7 +104,7 @@ impl Model {
             return Vec::new();
         };
         let kept = self.log.range(key, 0, u64::MAX);
-        kept.map(|(offset, kept)| (offset, kept.at, kept.data.as_ref().unwrap().len()))
+        kept.map(|(offset, kept)| (offset, kept.at, kept.data().unwrap().len()))
             .collect()
     }
 

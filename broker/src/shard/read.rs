@@ -14,7 +14,7 @@ const READ_PUBLICATIONS_MAX: usize = 1024;
 impl Shard {
     /// A range of what is retained of a channel. `boot_unix_ms` is when the
     /// monotonic clock was 0.
-    pub(crate) fn read(&self, request: &ReadRequest, boot_unix_ms: i64) -> ReadResponse {
+    pub(crate) fn read(&mut self, request: &ReadRequest, boot_unix_ms: i64) -> ReadResponse {
         let Some(key) = self.log.find(&request.channel) else {
             return ReadResponse {
                 complete: request.after.is_none(),
@@ -32,14 +32,14 @@ impl Shard {
         });
         let mut response = ReadResponse {
             head: Some(head),
-            complete: self.log.reaches_back_to(key, after),
             ..ReadResponse::default()
         };
         // Offsets of another generation say nothing about this one's.
         if after.generation != head.generation || before.generation != head.generation {
-            response.complete = false;
             return response;
         }
+        self.log.load(key, after.offset);
+        response.complete = self.log.reaches_back_to(key, after);
         let range = self.log.range(key, after.offset, before.offset);
         let mut room = Room::new(request);
         if request.newest_first {
@@ -78,7 +78,7 @@ impl Room {
         boot_unix_ms: i64,
     ) {
         for (offset, kept) in range {
-            let bytes = kept.data.as_ref().map_or(0, Bytes::len);
+            let bytes = kept.data().map_or(0, Bytes::len);
             let full = bytes > self.bytes || self.publications == 0;
             if full && !response.publications.is_empty() {
                 response.more = true;
@@ -88,7 +88,7 @@ impl Room {
             self.publications = self.publications.saturating_sub(1);
             response.publications.push(KeptPublication {
                 offset,
-                data: kept.data.clone(),
+                data: kept.data().cloned(),
                 time_ms: boot_unix_ms.saturating_add(kept.at.0),
             });
         }

@@ -137,6 +137,29 @@ impl Bench {
         self.pull_all(link).into_iter().map(relay).collect()
     }
 
+    /// Where the link goes on, which it is told, and from there it gets all up to
+    /// `last`.
+    fn hole(&mut self, link: &Arc<Link>, last: u64) -> Position {
+        let mut frames = self.pull_all(link).into_iter();
+        let Some(Frame::Subscribed(Subscribed {
+            position: Some(position),
+            recovered: false,
+            ..
+        })) = frames.next()
+        else {
+            panic!("the hole is not told");
+        };
+        let offsets: Vec<u64> = frames
+            .map(|frame| match frame {
+                Frame::Relay(relay) => relay.offset,
+                other => panic!("{other:?} instead of a relay"),
+            })
+            .collect();
+        let expected: Vec<_> = (position.offset + 1..=last).collect();
+        assert_eq!(offsets, expected);
+        position
+    }
+
     /// The next frame, which answers a `Subscribe`.
     fn subscribed(&mut self, link: &Arc<Link>) -> (Position, bool) {
         let mut frames = self.pull(link).into_iter();
@@ -433,25 +456,9 @@ fn a_link_that_fell_behind_what_is_kept_is_told_so_and_goes_on() {
     }
     assert_eq!(bench.relayed(&link), numbered(1..=1));
     link.add_credit(&mut Turn::new(bench.now), PLENTY);
-    let mut frames = bench.pull_all(&link).into_iter();
-    let Some(Frame::Subscribed(Subscribed {
-        position,
-        recovered: false,
-        ..
-    })) = frames.next()
-    else {
-        panic!("the hole is not told");
-    };
-    let position = position.unwrap();
+    let position = bench.hole(&link, 100);
     assert_eq!(position.generation, start.generation);
     assert!((50..100).contains(&position.offset), "{}", position.offset);
-    let offsets: Vec<u64> = frames
-        .map(|frame| match frame {
-            Frame::Relay(relay) => relay.offset,
-            other => panic!("{other:?} instead of a relay"),
-        })
-        .collect();
-    assert_eq!(offsets, (position.offset + 1..=100).collect::<Vec<_>>());
 }
 
 #[test]
@@ -490,7 +497,7 @@ fn a_read_is_limited_by_its_offset_its_bytes_and_what_is_kept() {
     let link = bench.link(PLENTY);
     bench.subscribe(&link, "a", None);
     let (head, _) = bench.subscribed(&link);
-    let read = |after: Option<u64>, before: Option<u64>, bytes_max| {
+    let mut read = |after: Option<u64>, before: Option<u64>, bytes_max| {
         let at = |offset| Position { offset, ..head };
         let request = ReadRequest {
             channel: Bytes::from_static(b"a"),
@@ -549,7 +556,7 @@ fn a_read_that_is_cut_short_says_so_and_gives_at_least_one_publication() {
     for data in ["11", "22", "33"] {
         bench.publish("a", data).unwrap();
     }
-    let read = |limit, bytes_max, newest_first| {
+    let mut read = |limit, bytes_max, newest_first| {
         let response = bench.shard.read(
             &ReadRequest {
                 channel: Bytes::from_static(b"a"),

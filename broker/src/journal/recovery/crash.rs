@@ -44,9 +44,10 @@ enum Opening {
 }
 
 fn last_opening(storage: &dyn Storage, shard: ShardId, sequence: u64) -> Opening {
-    let Ok(content) = storage.read(sequence) else {
+    let mut content = Vec::new();
+    if storage.read(sequence, &mut content).is_err() {
         return Opening::None;
-    };
+    }
     if is_unwritten(&content) {
         return Opening::Unwritten;
     }

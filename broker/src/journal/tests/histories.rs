@@ -156,7 +156,7 @@ fn a_history_outlives_the_segments_it_was_written_to() {
     let a = &content[1];
     assert_eq!((a.1.offset, a.2.len()), (6, 6));
     for epoch in 2..5 {
-        let again = open_at(&bench.disk, epoch, clock(now.0));
+        let mut again = open_at(&bench.disk, epoch, clock(now.0));
         assert_eq!(again.content(), content);
     }
 }
@@ -193,7 +193,7 @@ fn what_is_no_history_any_more_goes() {
     assert_eq!(bench.content()[0].2.len(), 1);
     let now = bench.now.0;
     drop(bench);
-    let again = Bench::open(&disk, 2, clock(now)).unwrap();
+    let mut again = Bench::open(&disk, 2, clock(now)).unwrap();
     assert_eq!(again.content()[0].1.offset, 1);
     assert!(again.content()[0].2.is_empty());
 }

@@ -163,3 +163,27 @@ fn what_waits_when_its_shard_closes_is_to_be_sent_to_the_next_owner_which_knows_
     let known = bench.stage(&bench.link(0), 1, 1, "1");
     assert_eq!(known, Publishing::Done(Ok(())));
 }
+
+#[test]
+fn a_link_is_told_of_what_it_misses_because_the_journal_cannot_be_read_again() {
+    let disk = MemoryDisk::default();
+    let mut bench = journaled(&disk, false);
+    let (publisher, subscriber) = (bench.link(0), bench.link(0));
+    bench.subscribe(&subscriber, "a", None);
+    let (start, _) = bench.subscribed(&subscriber);
+    for n in 1..=30 {
+        let staged = bench.stage(&publisher, n, n, &n.to_string());
+        assert_eq!(staged, Publishing::Staged);
+    }
+    drop(bench);
+    let mut bench = journaled(&disk, false);
+    let (newest, _) = disk.newest().unwrap();
+    assert!(newest > 2, "everything is in the newest segment");
+    disk.put(newest - 1, b"no segment".to_vec());
+    let link = bench.link(PLENTY);
+    bench.subscribe(&link, "a", Some(start));
+    assert_eq!(bench.subscribed(&link), (start, true));
+    let position = bench.hole(&link, 30);
+    assert_eq!(position.generation, start.generation);
+    assert!((1..30).contains(&position.offset), "{}", position.offset);
+}

@@ -230,9 +230,11 @@ impl<'o> Conductor<'o> {
         });
         let after = usage(&pids);
         // A killed process takes its counter with it, and another one its memory.
-        measured.held = server_usage(&self.server)?;
         let nobody_died =
             self.run.kill.is_none() && measured.rounds.is_empty() && measured.steps.is_none();
+        if nobody_died {
+            measured.held = server_usage(&self.server)?;
+        }
         measured.processor_us = (nobody_died && !pids.is_empty())
             .then(|| after.processor_us.saturating_sub(before.processor_us));
         Ok(!is_eventful && !self.interrupt.is_set())

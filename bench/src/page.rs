@@ -267,10 +267,15 @@ fn over_time(report: &Report) -> (Plot, Plot) {
     let last = report.series.len().saturating_sub(1);
     let last = seconds().nth(last).unwrap_or(0.0);
     let marks = vec![(0.0, "0 s".to_owned()), (last, format!("{last} s"))];
+    let mut arrived = line("arrived", |second| float(second.deliveries));
+    // The last second has begun only.
+    if arrived.points.len() > 1 {
+        arrived.points.pop();
+    }
     let throughput = Plot {
         title: "Deliveries per second",
         unit: "",
-        lines: vec![line("arrived", |second| float(second.deliveries))],
+        lines: vec![arrived],
         marks: marks.clone(),
     };
     let latency = Plot {

@@ -99,8 +99,13 @@ pub(crate) async fn serve(
         next_heartbeat: Instant::now(),
         lag: Duration::ZERO,
     };
+    // Kept from turn to turn: a timer that is made anew wakes up the thread that
+    // makes it.
+    let mut tick = std::pin::pin!(sleep_until(worker.next_tick()));
     while !worker.is_drained() {
-        let next_tick = worker.next_tick();
+        if tick.deadline() != worker.next_tick() {
+            tick.as_mut().reset(worker.next_tick());
+        }
         let handover_at = worker.next_handover();
         tokio::select! {
             ready = worker.engine.wait() => {
@@ -117,12 +122,12 @@ pub(crate) async fn serve(
                 }
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),
-            () = sleep_until(next_tick) => worker.handle_tick(),
+            () = &mut tick => worker.handle_tick(),
             news = worker.handovers.next() => {
                 worker.engine.set_now(now());
                 worker.handovers.handle(news, &mut worker.engine);
             }
-            () = sleep_until(handover_at) => {
+            () = wait_until(handover_at) => {
                 worker.engine.set_now(now());
             }
             () = sleep_until(worker.next_pace), if worker.engine.has_slowed() => {
@@ -232,9 +237,9 @@ impl Worker {
         }
     }
 
-    fn next_handover(&self) -> Instant {
-        let wait = self.handovers.wake_at().map(|at| at.since(now().millis));
-        Instant::now() + wait.unwrap_or(HEARTBEAT)
+    fn next_handover(&self) -> Option<Instant> {
+        let wait = self.handovers.wake_at()?.since(now().millis);
+        Some(Instant::now() + wait)
     }
 
     fn go_on_handing_over(&mut self) {
@@ -299,6 +304,14 @@ impl Worker {
             // The orchestrator is away or slow; state is repeated when it is back.
             debug!("Could not report to the orchestrator.");
         }
+    }
+}
+
+/// Waits for that moment, or for ever.
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

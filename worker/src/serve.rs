@@ -42,6 +42,9 @@ const PACE_TICK: Duration = Duration::from_millis(5);
 const LINK_BYTES_MAX: usize = 256 * 1024;
 /// What a batch counts for beside them.
 const LINK_EVENT_BYTES: usize = 4 * 1024;
+/// The part of the time between two ticks by which one may come early, in a turn
+/// that there is anyway.
+const TICK_EARLY_PART: u32 = 4;
 /// Time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker takes clients when its links stand, or after this time without
@@ -144,11 +147,7 @@ pub(crate) async fn serve(
                 worker.engine.set_now(now());
             }
         }
-        worker.start_serving();
-        worker.engine.finish_turn();
-        worker.go_on_handing_over();
-        cadence::hurry(worker.handovers.is_under_way());
-        worker.reply();
+        worker.finish_turn();
         // The links' and the control stream's tasks have their turn.
         tokio::task::yield_now().await;
     }
@@ -173,12 +172,33 @@ impl Worker {
         self.last_tick = now;
     }
 
+    /// What follows on whatever came.
+    fn finish_turn(&mut self) {
+        if self.is_tick_near() {
+            self.handle_tick();
+        }
+        self.start_serving();
+        self.engine.finish_turn();
+        self.go_on_handing_over();
+        cadence::hurry(self.handovers.is_under_way());
+        self.reply();
+    }
+
     fn next_tick(&self) -> Instant {
-        let interval = match self.phase {
+        self.last_tick + self.tick_interval()
+    }
+
+    fn tick_interval(&self) -> Duration {
+        match self.phase {
             Phase::Draining(_) => DRAIN_TICK,
             Phase::Starting { .. } | Phase::Serving => self.engine.tick_interval(),
-        };
-        self.last_tick + interval
+        }
+    }
+
+    /// Whether a tick now saves a turn of its own.
+    fn is_tick_near(&self) -> bool {
+        let interval = self.tick_interval();
+        self.last_tick.elapsed() >= interval - interval / TICK_EARLY_PART
     }
 
     fn obey(&mut self, command: Command) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use muster_daemon::clock;
+use muster_daemon::{clock, grpc};
 use muster_proto::{
     BATCH_BYTES_MAX, LINK_VERSION, ShardId,
     link::{
@@ -20,10 +20,7 @@ use muster_proto::{
 };
 use rand::rngs::StdRng;
 use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::{
-    Stream,
-    wrappers::{ReceiverStream, UnixListenerStream},
-};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status, Streaming,
@@ -101,7 +98,7 @@ impl LinkService {
             .max_frame_size(HTTP_FRAME_BYTES_MAX);
         match listener {
             Listener::Unix(listener) => {
-                let incoming = UnixListenerStream::new(listener);
+                let incoming = grpc::incoming(listener);
                 server
                     .serve_with_incoming_shutdown(rpc, incoming, shutdown)
                     .await?;

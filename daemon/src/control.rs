@@ -16,10 +16,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::Streaming;
 use tracing::{debug, info};
 
-use crate::{backoff::Backoff, exit::chain, telemetry};
+use crate::{backoff::Backoff, exit::chain, grpc, telemetry};
 
 /// Reports that a node has sent and this file has not taken yet. They are also
 /// taken while the orchestrator is away, so a node never waits for it.
@@ -173,7 +173,7 @@ impl Control {
         let opening = self.standing.opening();
         let uri = format!("unix:{}", self.socket.display());
         let attempt = async {
-            let channel = Endpoint::from_shared(uri)?.connect().await?;
+            let channel = grpc::connect(&uri, |endpoint| endpoint).await?;
             for report in opening {
                 let report = NodeReport {
                     report: Some(report),

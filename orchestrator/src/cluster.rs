@@ -30,7 +30,7 @@ use tokio::{
     signal::unix::Signal,
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 
@@ -212,6 +212,10 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         let mut table = interval(TABLE_INTERVAL);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let has_table = self.settings.table.is_some();
+        // Kept from turn to turn: a timer that is made anew wakes up the thread
+        // that makes it.
+        let mut turn = std::pin::pin!(sleep(TURN_MAX));
         loop {
             self.advance(clock::now());
             self.save();
@@ -220,6 +224,7 @@ impl Cluster {
                 return self.failure.map_or(Ok(()), Err);
             }
             let wait = self.wake_at().map_or(TURN_MAX, |at| at.since(clock::now()));
+            turn.as_mut().reset(Instant::now() + wait.min(TURN_MAX));
             tokio::select! {
                 stop = signals.next() => self.stop(clock::now(), stop),
                 _ = hangup.recv() => self.hang_up(clock::now()),
@@ -234,8 +239,8 @@ impl Cluster {
                     Due::Beat => self.beat(),
                     Due::Orphans => self.reap(),
                 },
-                _ = table.tick() => self.show_table(clock::now()),
-                () = sleep(wait.min(TURN_MAX)) => {}
+                _ = table.tick(), if has_table => self.show_table(clock::now()),
+                () = &mut turn => {}
             }
         }
     }

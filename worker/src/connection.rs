@@ -221,14 +221,13 @@ impl Connection {
         self.outbox.deliver(delivery, bytes_max, dropped)
     }
 
-    /// Writes a publication past the queue, if nothing waits in it.
+    /// Whether a publication may be written past the queue.
+    pub(crate) fn is_writable(&self) -> bool {
+        !self.is_closing() && !self.is_frozen && self.outbox.is_empty()
+    }
+
+    /// Writes a publication past the queue, if [`Self::is_writable`].
     pub(crate) fn write(&mut self, frame: &Bytes) -> Written {
-        if self.is_closing() {
-            return Written::All;
-        }
-        if self.is_frozen {
-            return Written::Nothing;
-        }
         self.outbox.write(frame, self.socket.as_fd())
     }
 

@@ -14,6 +14,10 @@ use crate::{
     stats::Stats,
 };
 
+/// Connections that are looked at together before they are written to: what is
+/// not in the processor's caches comes at once then, not one after the other.
+const AHEAD: usize = 8;
+
 /// All connections, and which of them have something to write.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -151,18 +155,31 @@ impl Connections {
         let Some(mut broadcast) = self.broadcast.take() else {
             return;
         };
-        for key in broadcast.next(share) {
-            match self.get(key).map(|client| client.write(broadcast.frame())) {
-                Some(Written::All) => self.deliveries += 1,
-                Some(Written::Part) => {
-                    self.deliveries += 1;
-                    self.mark_dirty(key);
-                }
-                Some(Written::Nothing) => self.deliver(key, broadcast.delivery()),
-                None => {}
+        for keys in broadcast.next(share).chunks(AHEAD) {
+            let mut is_next = [false; AHEAD];
+            for (is_next, key) in is_next.iter_mut().zip(keys) {
+                *is_next = self.peek(*key).is_some_and(Connection::is_writable);
+            }
+            for (is_next, key) in is_next.into_iter().zip(keys) {
+                self.write_broadcast(*key, &broadcast, is_next);
             }
         }
         self.broadcast = Some(broadcast).filter(|broadcast| !broadcast.is_done());
+    }
+
+    fn write_broadcast(&mut self, key: ConnectionKey, broadcast: &Broadcast, is_writable: bool) {
+        if !is_writable {
+            return self.deliver(key, broadcast.delivery());
+        }
+        match self.get(key).map(|client| client.write(broadcast.frame())) {
+            Some(Written::All) => self.deliveries += 1,
+            Some(Written::Part) => {
+                self.deliveries += 1;
+                self.mark_dirty(key);
+            }
+            Some(Written::Nothing) => self.deliver(key, broadcast.delivery()),
+            None => {}
+        }
     }
 
     /// Adds to the statistics what has become of publications meanwhile.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use muster_daemon::grpc;
 use muster_proto::{
     BrokerNode, LINK_VERSION,
     link::{
@@ -184,13 +185,14 @@ async fn open(
     settings: &LinkSettings,
     link: u64,
 ) -> Result<(LinkSender, LinkReceiver), Status> {
-    let channel = Endpoint::try_from(node.address.clone())
-        .map_err(|error| Status::invalid_argument(error.to_string()))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .tcp_nodelay(true)
-        .connect()
+    let tune = |endpoint: Endpoint| {
+        endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .tcp_nodelay(true)
+    };
+    let channel = grpc::connect(&node.address, tune)
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
     let mut client = LinkClient::new(channel)

@@ -85,6 +85,11 @@ impl Outbox {
         self.bytes
     }
 
+    /// Whether nothing is queued.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     /// Bytes ever written to the socket.
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.sent_bytes

@@ -42,6 +42,9 @@ const PACE_TICK: Duration = Duration::from_millis(5);
 const LINK_BYTES_MAX: usize = 256 * 1024;
 /// What a batch counts for beside them.
 const LINK_EVENT_BYTES: usize = 4 * 1024;
+/// The part of the time between two ticks by which one may come early, in a turn
+/// that there is anyway.
+const TICK_EARLY_PART: u32 = 4;
 /// Time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker takes clients when its links stand, or after this time without
@@ -99,8 +102,13 @@ pub(crate) async fn serve(
         next_heartbeat: Instant::now(),
         lag: Duration::ZERO,
     };
+    // Kept from turn to turn: a timer that is made anew wakes up the thread that
+    // makes it.
+    let mut tick = std::pin::pin!(sleep_until(worker.next_tick()));
     while !worker.is_drained() {
-        let next_tick = worker.next_tick();
+        if tick.deadline() != worker.next_tick() {
+            tick.as_mut().reset(worker.next_tick());
+        }
         let handover_at = worker.next_handover();
         tokio::select! {
             ready = worker.engine.wait() => {
@@ -117,12 +125,12 @@ pub(crate) async fn serve(
                 }
             }
             Some(command) = worker.control.commands.recv() => worker.obey(command),
-            () = sleep_until(next_tick) => worker.handle_tick(),
+            () = &mut tick => worker.handle_tick(),
             news = worker.handovers.next() => {
                 worker.engine.set_now(now());
                 worker.handovers.handle(news, &mut worker.engine);
             }
-            () = sleep_until(handover_at) => {
+            () = wait_until(handover_at) => {
                 worker.engine.set_now(now());
             }
             () = sleep_until(worker.next_pace), if worker.engine.has_slowed() => {
@@ -139,11 +147,7 @@ pub(crate) async fn serve(
                 worker.engine.set_now(now());
             }
         }
-        worker.start_serving();
-        worker.engine.finish_turn();
-        worker.go_on_handing_over();
-        cadence::hurry(worker.handovers.is_under_way());
-        worker.reply();
+        worker.finish_turn();
         // The links' and the control stream's tasks have their turn.
         tokio::task::yield_now().await;
     }
@@ -168,12 +172,33 @@ impl Worker {
         self.last_tick = now;
     }
 
+    /// What follows on whatever came.
+    fn finish_turn(&mut self) {
+        if self.is_tick_near() {
+            self.handle_tick();
+        }
+        self.start_serving();
+        self.engine.finish_turn();
+        self.go_on_handing_over();
+        cadence::hurry(self.handovers.is_under_way());
+        self.reply();
+    }
+
     fn next_tick(&self) -> Instant {
-        let interval = match self.phase {
+        self.last_tick + self.tick_interval()
+    }
+
+    fn tick_interval(&self) -> Duration {
+        match self.phase {
             Phase::Draining(_) => DRAIN_TICK,
             Phase::Starting { .. } | Phase::Serving => self.engine.tick_interval(),
-        };
-        self.last_tick + interval
+        }
+    }
+
+    /// Whether a tick now saves a turn of its own.
+    fn is_tick_near(&self) -> bool {
+        let interval = self.tick_interval();
+        self.last_tick.elapsed() >= interval - interval / TICK_EARLY_PART
     }
 
     fn obey(&mut self, command: Command) {
@@ -232,9 +257,9 @@ impl Worker {
         }
     }
 
-    fn next_handover(&self) -> Instant {
-        let wait = self.handovers.wake_at().map(|at| at.since(now().millis));
-        Instant::now() + wait.unwrap_or(HEARTBEAT)
+    fn next_handover(&self) -> Option<Instant> {
+        let wait = self.handovers.wake_at()?.since(now().millis);
+        Some(Instant::now() + wait)
     }
 
     fn go_on_handing_over(&mut self) {
@@ -299,6 +324,14 @@ impl Worker {
             // The orchestrator is away or slow; state is repeated when it is back.
             debug!("Could not report to the orchestrator.");
         }
+    }
+}
+
+/// Waits for that moment, or for ever.
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

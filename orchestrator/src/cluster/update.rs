@@ -168,7 +168,7 @@ impl Cluster {
         run.machine.wake_at()
     }
 
-    fn may_update(&self) -> Result<(), UpdateRefused> {
+    pub(super) fn may_update(&self) -> Result<(), UpdateRefused> {
         match self.stage {
             Stage::Running => {}
             Stage::Starting => return Err(UpdateRefused::Starting),

@@ -83,11 +83,7 @@ impl Following {
     /// Has everything taken back once the broker whose turn it is has had it;
     /// false if that is going on already.
     pub(super) fn give_up(&mut self, why: String) -> bool {
-        let is_new = self.returning.is_none();
-        if is_new {
-            self.machine.give_up(why);
-        }
-        is_new
+        self.returning.is_none() && self.machine.give_up(why)
     }
 }
 

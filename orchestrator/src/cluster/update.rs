@@ -463,6 +463,8 @@ impl Cluster {
         {
             node.program = Arc::clone(program);
             node.is_new = false;
+            // Before that program reads it.
+            self.restore_config();
         }
     }
 

@@ -267,6 +267,8 @@ impl Cluster {
         turn.is_put_back = true;
         turn.died = Some(exit.to_string());
         let program = Arc::clone(&turn.program);
+        // Before the earlier program reads it.
+        self.restore_config();
         if let Some(node) = self.fleet.get_mut(id) {
             node.program = program;
         }

@@ -285,14 +285,10 @@ pub(crate) struct HistoryArgs {
 
 impl HistoryArgs {
     pub(crate) fn request(self, channel: &str) -> pb::HistoryRequest {
-        let position = |position: Position| pb::HistoryPosition {
-            generation: position.generation,
-            offset: position.offset,
-        };
         pb::HistoryRequest {
             channel: channel.into(),
-            since: self.since.map(position),
-            before: self.before.map(position),
+            since: self.since.map(pb::HistoryPosition::from),
+            before: self.before.map(pb::HistoryPosition::from),
             limit: self.limit,
             newest_first: self.newest,
         }

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::{
     auth::Auth,
-    channels::{Arrival, Channels, Joined, Position},
+    channels::{Arrival, Channels, Joined},
     connection::ConnectionKey,
     namespaces::Namespaces,
     outbox::Delivery,
@@ -566,11 +566,7 @@ impl Core {
             warn!("A broker confirmed a channel whose name is not UTF-8.");
             return;
         };
-        let position = subscribed.position.unwrap_or_default();
-        let position = Position {
-            generation: position.generation,
-            offset: position.offset,
-        };
+        let position = subscribed.position.unwrap_or_default().into();
         let (waited, has_hole) =
             self.channels
                 .confirm(name, subscribed.request, position, subscribed.recovered);

@@ -5,8 +5,14 @@ mod limits;
 
 use std::{cell::RefCell, time::Duration};
 
+use bytes::Bytes;
+
 use super::*;
-use crate::{Position, packet::Incoming};
+use crate::{
+    ChannelNameError,
+    packet::Incoming,
+    token::{TokenError, UnixSeconds, Verified},
+};
 
 const RULES: Rules = Rules {
     handshake_timeout: Duration::from_secs(10),

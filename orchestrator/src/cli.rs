@@ -1,21 +1,26 @@
 //! The command line.
 
+mod change;
+mod up;
+mod values;
+mod which;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use muster_daemon::{
-    NodeArgs,
-    config::{HOLD_MAX, Override},
-};
-use muster_proto::control as pb;
-use muster_wire::{ChannelName, Position};
+use muster_daemon::NodeArgs;
 
-use crate::{control::LIST_LIMIT_MAX, journal::JournalVerb};
+use self::values::{channel_name, claims, close_code, close_reason, data, drain_time};
+pub(crate) use self::{
+    change::{ScaleArgs, UpdateArgs},
+    up::{SettingArgs, Size, UpArgs},
+    which::{ChannelsArgs, ConnectionsArgs, HistoryArgs},
+};
+use crate::journal::JournalVerb;
 
 /// Instead of data: it is read from there.
 pub(crate) const STANDARD_INPUT: &str = "-";
-const LIMIT_MAX: i64 = LIST_LIMIT_MAX as i64;
 
 /// Slots in the accept gate's memory, hence workers of one cluster.
 pub(crate) const WORKERS_MAX: u32 = 256;
@@ -232,97 +237,6 @@ pub(crate) struct OutputArgs {
     pub(crate) json: bool,
 }
 
-/// Which channels.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ChannelsArgs {
-    /// Only those whose name begins so.
-    #[arg(
-        long,
-        default_value = "",
-        hide_default_value = true,
-        allow_hyphen_values = true
-    )]
-    prefix: String,
-    /// Only those whose name comes after this one: goes on where a list was cut.
-    #[arg(long, value_name = "CHANNEL", allow_hyphen_values = true)]
-    after: Option<String>,
-    /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
-    limit: u32,
-}
-
-impl ChannelsArgs {
-    pub(crate) fn request(self) -> pb::ChannelsRequest {
-        let Self {
-            prefix,
-            after,
-            limit,
-        } = self;
-        pb::ChannelsRequest {
-            prefix,
-            limit,
-            after,
-        }
-    }
-}
-
-/// Which publications.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct HistoryArgs {
-    /// Only what came after this position.
-    #[arg(long, value_name = "GENERATION:OFFSET")]
-    since: Option<Position>,
-    /// Only what came before the publication at this position.
-    #[arg(long, value_name = "GENERATION:OFFSET")]
-    before: Option<Position>,
-    /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
-    limit: u32,
-    /// The newest first instead of the oldest.
-    #[arg(long)]
-    pub(crate) newest: bool,
-}
-
-impl HistoryArgs {
-    pub(crate) fn request(self, channel: &str) -> pb::HistoryRequest {
-        let position = |position: Position| pb::HistoryPosition {
-            generation: position.generation,
-            offset: position.offset,
-        };
-        pb::HistoryRequest {
-            channel: channel.into(),
-            since: self.since.map(position),
-            before: self.before.map(position),
-            limit: self.limit,
-            newest_first: self.newest,
-        }
-    }
-}
-
-/// Which connections.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ConnectionsArgs {
-    /// Only those of the worker in this slot.
-    #[arg(long, value_name = "SLOT", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
-    worker: Option<u32>,
-    /// Only those that subscribe to this channel.
-    #[arg(long, allow_hyphen_values = true)]
-    channel: Option<String>,
-    /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
-    limit: u32,
-}
-
-impl ConnectionsArgs {
-    pub(crate) fn request(self) -> pb::ConnectionsRequest {
-        pb::ConnectionsRequest {
-            worker: self.worker.unwrap_or_default(),
-            channel: self.channel,
-            limit: self.limit,
-        }
-    }
-}
-
 impl Verb {
     /// Whether answers and errors are to be JSON.
     pub(crate) fn json(&self) -> bool {
@@ -357,203 +271,14 @@ impl Verb {
     }
 }
 
-/// What varies with each launch; everything else is in the configuration.
-#[derive(Debug, clap::Args)]
-pub(crate) struct UpArgs {
-    /// Worker processes [default: one per core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
-    pub(crate) workers: Option<u32>,
-    /// Broker processes [default: one per four workers, at least one].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(BROKERS_MAX)))]
-    pub(crate) brokers: Option<u32>,
-    #[command(flatten)]
-    pub(crate) settings: SettingArgs,
-}
-
-/// What the processes are replaced by.
-#[derive(Debug, clap::Args)]
-pub(crate) struct UpdateArgs {
-    /// The program that the new processes run [default: what the others run].
-    #[arg(long, value_name = "PATH")]
-    pub(crate) binary: Option<PathBuf>,
-    /// Workers that are replaced before the others; 0: none [update.canary].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(WORKERS_MAX)))]
-    pub(crate) canary: Option<u32>,
-    /// How long the others wait then, while the new ones are watched, for example
-    /// 30s [update.hold].
-    #[arg(long, value_name = "TIME", value_parser = hold)]
-    pub(crate) hold: Option<Duration>,
-    /// Workers that are replaced at the same time after that [update.parallel].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
-    pub(crate) parallel: Option<u32>,
-    /// Take the update back that is under way, connections included; ends once
-    /// that is through.
-    #[arg(long, conflicts_with_all = ["binary", "canary", "hold", "parallel", "status"])]
-    pub(crate) abort: bool,
-    /// Only show how far an update is, or how the last one ended.
-    #[arg(long, conflicts_with_all = ["binary", "canary", "hold", "parallel"])]
-    pub(crate) status: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-/// How many nodes a running cluster is to have.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ScaleArgs {
-    /// Worker processes. More: the new ones get their part of the connections.
-    /// Fewer: the highest hand theirs over to the others and end. No client is
-    /// disconnected.
-    #[arg(long, value_name = "N", required_unless_present = "brokers",
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
-    pub(crate) workers: Option<u32>,
-    /// Broker processes. More: shards move to the new ones once these are ready
-    /// and every worker has a link to them. Fewer: the shards of the highest move
-    /// to the others, then those end. One such change at a time; `status` shows it.
-    #[arg(long, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(BROKERS_MAX)))]
-    pub(crate) brokers: Option<u32>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Flags that set a key of the configuration.
-#[derive(Debug, clap::Args)]
-pub(crate) struct SettingArgs {
-    /// Address that clients connect to; port 0 takes a free one [listener.addr].
-    #[arg(long, value_name = "ADDR:PORT")]
-    listen: Option<String>,
-    /// File with the secret that tokens are signed with [auth.key_file].
-    #[arg(long, value_name = "FILE")]
-    auth_key_file: Option<String>,
-    /// auto, text or json [log.format].
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// What is logged, in the syntax of RUST_LOG [log.filter].
-    #[arg(long, value_name = "FILTER")]
-    log_filter: Option<String>,
-}
-
-impl SettingArgs {
-    /// The keys that were set.
-    pub(crate) fn overrides(&self) -> Vec<Override> {
-        [
-            ("listener.addr", "--listen", &self.listen),
-            ("auth.key_file", "--auth-key-file", &self.auth_key_file),
-            ("log.format", "--log-format", &self.log_format),
-            ("log.filter", "--log-filter", &self.log_filter),
-        ]
-        .into_iter()
-        .filter_map(|(key, flag, value)| {
-            let value = value.clone()?;
-            Some(Override { key, value, flag })
-        })
-        .collect()
-    }
-}
-
-/// How many nodes of each role there are to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub(crate) workers: u32,
-    pub(crate) brokers: u32,
-}
-
-impl UpArgs {
-    /// The cluster's size on a machine with this many cores.
-    ///
-    /// A worker's single thread is what a message costs most on, so there is one
-    /// per core; one broker's thread keeps several workers busy.
-    pub(crate) fn size(&self, cores: usize) -> Size {
-        let cores = u32::try_from(cores)
-            .unwrap_or(WORKERS_MAX)
-            .clamp(1, WORKERS_MAX);
-        let workers = self.workers.unwrap_or(cores);
-        let brokers = self.brokers.unwrap_or((workers / 4).max(1));
-        Size { workers, brokers }
-    }
-}
-
-/// What may stand in a close frame (RFC 6455 section 7.4).
-fn close_code(text: &str) -> Result<u16, String> {
-    let code: u16 = text
-        .parse()
-        .map_err(|_| "a close code is a number".to_owned())?;
-    match code {
-        1000..=1003 | 1007..=1014 | 3000..=4999 => Ok(code),
-        _ => Err("a close code is 1000 to 1003, 1007 to 1014, or 3000 to 4999".into()),
-    }
-}
-
-/// At least a second: what comes back at once should not come all at once.
-fn drain_time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&time) {
-        Ok(time)
-    } else {
-        Err("a drain takes 1s to 24h".into())
-    }
-}
-
-fn close_reason(text: &str) -> Result<String, String> {
-    const REASON_BYTES_MAX: usize = 123;
-    if text.len() > REASON_BYTES_MAX {
-        return Err(format!(
-            "a close reason is at most {REASON_BYTES_MAX} bytes"
-        ));
-    }
-    Ok(text.into())
-}
-
-fn hold(text: &str) -> Result<Duration, String> {
-    let hold = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if hold > HOLD_MAX {
-        return Err(format!("at most {}", humantime::format_duration(HOLD_MAX)));
-    }
-    Ok(hold)
-}
-
-fn channel_name(text: &str) -> Result<String, String> {
-    match ChannelName::try_from(text) {
-        Ok(_) => Ok(text.into()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn data(text: &str) -> Result<String, String> {
-    if text == STANDARD_INPUT {
-        return Ok(text.into());
-    }
-    match serde_json::from_str::<&serde_json::value::RawValue>(text) {
-        Ok(_) => Ok(text.into()),
-        Err(error) => Err(format!(
-            "the data is no JSON: {error}; a text needs its own quotes: '\"hello\"'"
-        )),
-    }
-}
-
-fn claims(text: &str) -> Result<String, String> {
-    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
-        Ok(_) => Ok(text.into()),
-        Err(error) => Err(format!("the claims are not a JSON object: {error}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
 
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
+    pub(super) fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())
-    }
-
-    fn up(line: &str) -> UpArgs {
-        let Verb::Up(args) = parse(line).unwrap().verb else {
-            panic!("not up: {line}");
-        };
-        args
     }
 
     #[test]
@@ -582,27 +307,6 @@ mod tests {
         assert_eq!((args.slot, args.incarnation), (3, 9));
         assert_eq!(args.runtime_dir, PathBuf::from("/r"));
         assert_eq!(args.config, Some("/r/config.toml".into()));
-    }
-
-    #[test]
-    fn flags_become_settings_and_only_those_given() {
-        let args = up("orchestrator up --listen 127.0.0.1:0 --log-format json");
-        let overrides = args.settings.overrides();
-        let keys: Vec<_> = overrides.iter().map(|over| over.key).collect();
-        assert_eq!(keys, ["listener.addr", "log.format"]);
-        assert_eq!(overrides[0].value, "127.0.0.1:0");
-        assert_eq!(overrides[0].flag, "--listen");
-    }
-
-    #[test]
-    fn the_default_size_follows_the_cores() {
-        let args = up("orchestrator up");
-        for (cores, workers, brokers) in [(1, 1, 1), (2, 2, 1), (8, 8, 2), (1000, 256, 64)] {
-            assert_eq!(args.size(cores), Size { workers, brokers });
-        }
-        let args = up("orchestrator up --workers 3 --brokers 5");
-        let (workers, brokers) = (3, 5);
-        assert_eq!(args.size(64), Size { workers, brokers });
     }
 
     #[test]

@@ -146,6 +146,8 @@ pub(crate) struct Cluster {
     last_update: Option<pb::UpdateStatusResponse>,
     /// It is not told before the nodes are back, or this moment is.
     rejoin_until: Option<Millis>,
+    /// It has failed to execute another program in this process.
+    is_to_be_renewed: bool,
     rebalance: rebalance::Rebalance,
     /// What an update's failure brings back.
     config_before: Option<Config>,
@@ -184,6 +186,7 @@ impl Cluster {
             following: None,
             last_update: None,
             rejoin_until: None,
+            is_to_be_renewed: false,
             rebalance: rebalance::Rebalance::default(),
             config_before: None,
             has_reloaded: false,
@@ -255,6 +258,7 @@ impl Cluster {
         }
         self.await_rejoin(now);
         self.advance_update(now);
+        self.renew(now);
         self.advance_rebalance();
         self.set_brokers_aside(now);
         self.retire_workers();

@@ -91,13 +91,16 @@ pub(crate) enum TakeoverError {
 }
 
 /// Executes `program` with this process's arguments. Returns only when that is
-/// not possible; this program can then go on.
+/// not possible; this program can then go on. Only its first attempt leaves the
+/// process as it was.
 pub(crate) fn exec(program: &Path, kept: &Kept) -> io::Error {
     let failed = match try_exec(program, kept) {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    // An attempt sets it to what ends a process whose reader is gone.
+    // An attempt sets it to what ends a process whose reader is gone. The runtime
+    // handles a signal from the first time on that it is asked to, and never sets
+    // that right again, so this helps once.
     if let Err(error) = signal(SignalKind::pipe()) {
         debug!(%error, "Cannot ignore SIGPIPE.");
     }
@@ -242,7 +245,7 @@ pub(crate) fn can_take_over(dir: &RuntimeDir) -> Result<(), TakeoverError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::{io::Write as _, os::unix::net::UnixStream};
 
     use super::*;
 
@@ -282,5 +285,9 @@ mod tests {
         let error = exec(Path::new("/nonexistent"), &kept);
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(!is_from_ourselves(io::stdin()));
+        let (reader, mut writer) = io::pipe().unwrap();
+        drop(reader);
+        let error = writer.write_all(b"nobody reads it").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 mod assign;
+mod history;
 mod pauses;
 mod shard;
 mod view;

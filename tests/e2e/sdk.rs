@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use futures_util::StreamExt;
 use muster_client::{Client, Error, Event, Events, Subscription, SubscriptionError};
 use muster_tests::{
-    Cluster,
+    Cluster, Raw,
     cluster::AUTH_KEY,
     patience,
     tokens::{seconds, sign},
@@ -97,15 +97,20 @@ async fn a_client_whose_worker_is_killed_comes_back_by_itself_and_resubscribes()
     assert_eq!(next(&mut subscription).await.unwrap(), 7);
 }
 
-/// The session's id, once there is one.
-async fn connected(events: &mut Events) -> String {
-    let connected = until(events, |event| {
+/// A client, its events from the first one after it was connected, and its
+/// session's id.
+async fn connect_and_listen(cluster: &Cluster) -> (Client, Events, String) {
+    let client = Client::builder(&cluster.url()).connect_lazily();
+    let client = client.expect("the address is good");
+    let mut events = client.events().await.expect("the client lives");
+    let connected = until(&mut events, |event| {
         let Event::Connected { id, .. } = event else {
             return None;
         };
         Some(id)
     });
-    connected.await
+    let id = connected.await;
+    (client, events, id)
 }
 
 /// The worker that has each connection.
@@ -121,20 +126,22 @@ async fn workers(cluster: &Cluster) -> HashMap<String, u32> {
     list.iter().map(worker).collect()
 }
 
+/// The worker that has this connection, and a client of another one.
+async fn apart(cluster: &Cluster, id: &str) -> (u32, Raw) {
+    let others = on_every_worker(cluster).await;
+    let workers = workers(cluster).await;
+    let victim = workers[id];
+    let mut others = others.into_iter();
+    let elsewhere = others.find(|other| workers[&other.id] != victim);
+    (victim, elsewhere.expect("somebody is elsewhere"))
+}
+
 #[tokio::test]
 async fn a_client_whose_worker_is_killed_gets_everything_that_was_published_meanwhile() {
     let cluster = Cluster::start(2, 1).await;
-    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
-    let mut events = client.events().await.unwrap();
-    let id = connected(&mut events).await;
+    let (client, _events, id) = connect_and_listen(&cluster).await;
     let mut subscription = client.subscribe("a").await.unwrap();
-    let others = on_every_worker(&cluster).await;
-    let workers = workers(&cluster).await;
-    let victim = workers[&id];
-    let mut others = others.into_iter();
-    let mut publisher = others
-        .find(|other| workers[&other.id] != victim)
-        .expect("somebody is elsewhere");
+    let (victim, mut publisher) = apart(&cluster, &id).await;
     publisher.publish("a", "1").await;
     assert_eq!(next(&mut subscription).await.unwrap(), 1);
     cluster.signal_node("worker", victim, Signal::KILL).await;
@@ -155,17 +162,9 @@ async fn a_client_that_was_away_too_long_is_told_that_something_is_missing() {
         .config("[broker]\ntail_age = \"1ms\"")
         .start()
         .await;
-    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
-    let mut events = client.events().await.unwrap();
-    let id = connected(&mut events).await;
+    let (client, _events, id) = connect_and_listen(&cluster).await;
     let mut subscription = client.subscribe("a").await.unwrap();
-    let others = on_every_worker(&cluster).await;
-    let workers = workers(&cluster).await;
-    let victim = workers[&id];
-    let mut publisher = others
-        .into_iter()
-        .find(|other| workers[&other.id] != victim)
-        .expect("somebody is elsewhere");
+    let (victim, mut publisher) = apart(&cluster, &id).await;
     publisher.subscribe("a").await;
     cluster.signal_node("worker", victim, Signal::KILL).await;
     for n in 0..30 {
@@ -183,9 +182,7 @@ async fn a_client_that_was_away_too_long_is_told_that_something_is_missing() {
 #[tokio::test]
 async fn an_operator_can_end_a_subscription_and_a_client() {
     let cluster = Cluster::start(1, 1).await;
-    let client = Client::builder(&cluster.url()).connect_lazily().unwrap();
-    let mut events = client.events().await.unwrap();
-    let id = connected(&mut events).await;
+    let (client, mut events, id) = connect_and_listen(&cluster).await;
     let mut subscription = client.subscribe("a").await.unwrap();
     cluster.kick(&id, Some("a"), "bye").await;
     assert!(matches!(

@@ -13,20 +13,19 @@ use muster_proto::{
     shard_of,
 };
 use muster_wire::{
-    CHANNEL_NAME_BYTES_MAX, ChannelName, ChannelNameError, Millis,
+    ChannelName, Millis,
     answer::{self, CallError},
     close::CloseCode,
     packet::{Batch, Incoming, Packet, Packets},
-    session::{Action, Context, Effect, Host, Publish, Rules, Session},
-    token::{TokenError, UnixSeconds, Verified},
+    session::{Context, Effect, Publish, Rules, Session},
+    token::UnixSeconds,
 };
 use tracing::{debug, warn};
 
 use crate::{
     auth::Auth,
-    channels::{Arrival, Channels, Joined, Position},
+    channels::{Arrival, Channels, Joined},
     connection::ConnectionKey,
-    namespaces::Namespaces,
     outbox::Delivery,
     reads::Reads,
     router::{Answer, Call, LinkBroken, Publication, Router, ViewChange, Waiter},
@@ -34,9 +33,11 @@ use crate::{
 };
 
 mod followers;
+mod host;
 mod reads;
 
-pub(crate) use self::reads::OperatorRead;
+use self::host::SessionHost;
+pub(crate) use self::{host::Names, reads::OperatorRead};
 
 /// Packets of one array handled in one turn (delivery.md F1).
 const PACKETS_MAX: usize = 64;
@@ -112,63 +113,6 @@ pub(crate) struct Core {
 pub(crate) struct OperatorAnswer {
     pub(crate) query: u64,
     pub(crate) result: Result<(), CallError>,
-}
-
-/// What channel names may be, and what they mean.
-#[derive(Debug)]
-pub(crate) struct Names {
-    pub(crate) namespaces: Namespaces,
-    /// Longest name that a client may use.
-    pub(crate) bytes_max: usize,
-    /// Publications that a client may ask for at once.
-    pub(crate) history_publications_max: u32,
-    /// Bytes of data that it then gets at most, but for one publication.
-    pub(crate) history_bytes_max: u64,
-}
-
-impl Default for Names {
-    fn default() -> Self {
-        Self {
-            namespaces: Namespaces::default(),
-            bytes_max: CHANNEL_NAME_BYTES_MAX,
-            history_publications_max: 1000,
-            history_bytes_max: 128 * 1024,
-        }
-    }
-}
-
-/// What a session may ask of the worker.
-struct SessionHost<'w> {
-    auth: &'w Auth,
-    names: &'w Names,
-    channels: &'w Channels,
-}
-
-impl Host for SessionHost<'_> {
-    fn verify(&self, token: &str, now: UnixSeconds) -> Result<Verified, TokenError> {
-        self.auth.verify(token, now)
-    }
-
-    fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError> {
-        match self.channels.name(channel) {
-            Some(name) => Ok(name.clone()),
-            None if channel.len() > self.names.bytes_max => Err(ChannelNameError::TooLong {
-                len: channel.len(),
-                max: self.names.bytes_max,
-            }),
-            None => ChannelName::try_from(channel),
-        }
-    }
-
-    fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool {
-        let namespaces = &self.names.namespaces;
-        namespaces.allows(action, channel, is_authenticated)
-    }
-
-    fn history_limit(&self, channel: &str) -> Option<u32> {
-        let has_history = self.names.namespaces.has_history(channel);
-        has_history.then_some(self.names.history_publications_max)
-    }
 }
 
 impl Core {
@@ -566,11 +510,7 @@ impl Core {
             warn!("A broker confirmed a channel whose name is not UTF-8.");
             return;
         };
-        let position = subscribed.position.unwrap_or_default();
-        let position = Position {
-            generation: position.generation,
-            offset: position.offset,
-        };
+        let position = subscribed.position.unwrap_or_default().into();
         let (waited, has_hole) =
             self.channels
                 .confirm(name, subscribed.request, position, subscribed.recovered);

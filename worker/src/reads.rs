@@ -76,14 +76,10 @@ impl Question {
     }
 
     pub(crate) fn request(&self) -> ReadRequest {
-        let position = |position: Position| link::Position {
-            generation: position.generation,
-            offset: position.offset,
-        };
         ReadRequest {
             channel: Bytes::copy_from_slice(self.channel.as_bytes()),
-            after: self.since.map(position),
-            before: self.before.map(position),
+            after: self.since.map(link::Position::from),
+            before: self.before.map(link::Position::from),
             limit: self.limit,
             bytes_max: self.bytes_max,
             newest_first: self.newest_first,

@@ -259,8 +259,7 @@ impl Router {
         request: u64,
         after: Option<Position>,
     ) {
-        let after =
-            after.map(|Position { generation, offset }| link::Position { generation, offset });
+        let after = after.map(link::Position::from);
         let shard = shard_of(&**channel);
         let shard_epoch = self.view.shard_epoch(shard);
         let attempt = self.shards[shard.index()].attempt();

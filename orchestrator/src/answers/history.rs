@@ -21,7 +21,7 @@ pub(crate) fn history(
     answer: pb::HistoryResponse,
     json: bool,
 ) -> String {
-    let page = page(answer);
+    let page = HistoryPage::from(answer);
     if json {
         let channel = serde_json::to_string(channel).expect("text is always JSON");
         let members = page.to_json();
@@ -44,25 +44,6 @@ pub(crate) fn history(
         text.push_str("Not all that was asked for is kept.\n");
     }
     text
-}
-
-fn page(answer: pb::HistoryResponse) -> HistoryPage {
-    let publications = answer.publications.into_iter();
-    HistoryPage {
-        head: answer.head.map(|head| Position {
-            generation: head.generation,
-            offset: head.offset,
-        }),
-        complete: answer.complete,
-        more: answer.more,
-        publications: publications
-            .map(|one| HistoryEntry {
-                offset: one.offset,
-                time_ms: one.time_ms,
-                data: one.data,
-            })
-            .collect(),
-    }
 }
 
 fn time(time_ms: i64) -> String {

@@ -96,12 +96,14 @@ impl Cluster {
         }
         let run = self.update.as_mut().filter(|run| !run.is_over());
         let run = run.ok_or(AbortRefused::None)?;
-        if let Some(following) = self.following.as_mut().filter(|one| !one.is_over()) {
-            run.is_aborted |= following.give_up(ABORTED.into());
-            return Ok(());
-        }
-        let next = run.machine.give_up(ABORTED.into());
-        if next != UpdateNext::Nothing {
+        let following = self.following.as_mut().filter(|one| !one.is_over());
+        let (is_new, next) = if let Some(following) = following {
+            (following.give_up(ABORTED.into()), UpdateNext::Nothing)
+        } else {
+            let next = run.machine.give_up(ABORTED.into());
+            (next != UpdateNext::Nothing, next)
+        };
+        if is_new {
             run.is_aborted = true;
             warn!("The update is aborted: taking it back.");
             self.do_update(now, next);
@@ -168,7 +170,7 @@ impl Cluster {
         run.machine.wake_at()
     }
 
-    fn may_update(&self) -> Result<(), UpdateRefused> {
+    pub(super) fn may_update(&self) -> Result<(), UpdateRefused> {
         match self.stage {
             Stage::Running => {}
             Stage::Starting => return Err(UpdateRefused::Starting),
@@ -226,8 +228,13 @@ impl Cluster {
         let run = self.update.as_ref().filter(|run| !run.is_over());
         let fault = run.and_then(|run| self.update_fault(now, run));
         let following = self.following.as_mut().filter(|one| !one.is_over());
-        if let (Some(fault), Some(following)) = (fault, following) {
-            following.give_up(fault);
+        if let (Some(fault), Some(following)) = (fault, following)
+            && following.give_up(fault.clone())
+        {
+            warn!(
+                fault,
+                "The new workers are no good: taking the update back."
+            );
         }
     }
 
@@ -456,6 +463,8 @@ impl Cluster {
         {
             node.program = Arc::clone(program);
             node.is_new = false;
+            // Before that program reads it.
+            self.restore_config();
         }
     }
 

@@ -83,11 +83,7 @@ impl Following {
     /// Has everything taken back once the broker whose turn it is has had it;
     /// false if that is going on already.
     pub(super) fn give_up(&mut self, why: String) -> bool {
-        let is_new = self.returning.is_none();
-        if is_new {
-            self.machine.give_up(why);
-        }
-        is_new
+        self.returning.is_none() && self.machine.give_up(why)
     }
 }
 
@@ -271,6 +267,8 @@ impl Cluster {
         turn.is_put_back = true;
         turn.died = Some(exit.to_string());
         let program = Arc::clone(&turn.program);
+        // Before the earlier program reads it.
+        self.restore_config();
         if let Some(node) = self.fleet.get_mut(id) {
             node.program = program;
         }

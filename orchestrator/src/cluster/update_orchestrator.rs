@@ -1,14 +1,18 @@
 //! The last step of an update: the orchestrator executes the new program in its
 //! own process.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use muster_proto::control as pb;
 use muster_wire::Millis;
 use tracing::{error, info};
 
 use super::Cluster;
-use crate::{reexec, supervisor::Phase};
+use crate::{
+    program::Program,
+    reexec::{self, Kept},
+    supervisor::Phase,
+};
 
 impl Cluster {
     /// Ends the update by executing the new program here. Comes back only when
@@ -32,18 +36,49 @@ impl Cluster {
         if let Some(following) = &mut done.following {
             following.orchestrator_done = true;
         }
-        self.last_update = Some(done);
+        let failed = self.execute(&program, &kept, done);
+        self.fleet.set_program(before);
+        self.is_to_be_renewed = true;
+        self.orchestrator_stays(now, &failed.to_string());
+    }
+
+    /// Executes a program here that then knows this of the last update. Comes back
+    /// only when that is not possible.
+    fn execute(
+        &mut self,
+        program: &Program,
+        kept: &Kept,
+        last_update: pb::UpdateStatusResponse,
+    ) -> io::Error {
+        let before = self.last_update.replace(last_update);
         self.save();
         self.service.reloading();
-        if let Some(table) = &self.settings.table {
-            table.table(Vec::new());
-        }
+        self.hide_table();
         self.spawner.sink.console.finish();
-        let failed = reexec::exec(program.executable_here(), &kept);
-        self.fleet.set_program(before);
-        self.last_update = None;
+        let failed = reexec::exec(program.executable_here(), kept);
+        self.last_update = before;
         self.service.reloaded();
-        self.orchestrator_stays(now, &failed.to_string());
+        failed
+    }
+
+    /// A process can fail to execute a program once, see [`reexec::exec`]. One that
+    /// has executes its own when there is nothing else to do, so that it can again.
+    pub(super) fn renew(&mut self, now: Millis) {
+        if !self.is_to_be_renewed || self.may_update().is_err() {
+            return;
+        }
+        self.is_to_be_renewed = false;
+        let Some(kept) = self.settings.kept.clone() else {
+            return;
+        };
+        info!("Executing this program anew: an attempt to execute another one has failed.");
+        let last_update = self.update_status(now);
+        let failed = self.execute(&Program::own(), &kept, last_update);
+        error!(
+            error = %failed,
+            "The orchestrator cannot execute its own program: whoever stops reading from it may \
+             end it."
+        );
     }
 
     fn orchestrator_stays(&mut self, now: Millis, why: &str) {

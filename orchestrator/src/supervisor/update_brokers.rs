@@ -91,10 +91,15 @@ impl BrokerUpdate {
     }
 
     /// It is not wanted any more, for this reason: the broker whose turn it is
-    /// is the last one.
-    pub(crate) fn give_up(&mut self, why: String) {
+    /// is the last one. False if it comes to nothing already.
+    pub(crate) fn give_up(&mut self, why: String) -> bool {
+        let is_failing = matches!(self.step, Step::PuttingBack { .. });
+        if is_failing || self.given_up.is_some() {
+            return false;
+        }
         self.pending.clear();
-        self.given_up.get_or_insert(why);
+        self.given_up = Some(why);
+        true
     }
 
     /// Slots whose turn is still to come.
@@ -268,12 +273,61 @@ mod tests {
 
     #[test]
     fn an_update_that_is_given_up_ends_with_the_broker_whose_turn_it_is() {
-        let mut update = replacing();
-        update.give_up("enough".into());
-        assert_eq!(update.turn(NOW, &Filling::Earlier), Next::Nothing);
+        for is_starting in [false, true] {
+            let mut update = replacing();
+            if is_starting {
+                assert_eq!(update.turn(NOW, &Filling::Starting), Next::Nothing);
+            }
+            assert!(update.give_up("enough".into()));
+            assert!(
+                !update.give_up("too late".into()),
+                "the first reason counts"
+            );
+            assert_eq!(update.turn(NOW, &Filling::Starting), Next::Nothing);
+            let next = update.turn(NOW, &Filling::Ready);
+            assert_eq!(next, Next::Done(Err("enough".into())));
+            assert_eq!(update.done(), [1]);
+        }
+    }
+
+    #[test]
+    fn an_update_that_is_given_up_before_the_first_turn_replaces_nobody() {
+        let mut update = BrokerUpdate::new([1, 2]);
+        assert!(update.give_up("enough".into()));
+        let next = update.turn(NOW, &Filling::Starting);
+        assert_eq!(next, Next::Done(Err("enough".into())));
+        assert_eq!((update.done(), update.slot()), (&[][..], None));
+    }
+
+    #[test]
+    fn an_update_that_is_given_up_in_the_last_turn_fails_although_all_brokers_are_new() {
+        let mut update = BrokerUpdate::new([1]);
+        assert_eq!(update.turn(NOW, &Filling::Starting), Next::Replace(1));
+        assert!(update.give_up("enough".into()));
         let next = update.turn(NOW, &Filling::Ready);
         assert_eq!(next, Next::Done(Err("enough".into())));
         assert_eq!(update.done(), [1]);
+    }
+
+    #[test]
+    fn a_broker_that_dies_after_the_update_was_given_up_is_put_back_first() {
+        let mut update = replacing();
+        assert!(update.give_up("enough".into()));
+        let next = update.turn(NOW, &Filling::Died("exit code 1".into()));
+        assert!(matches!(next, Next::PutBack { slot: 1, .. }), "{next:?}");
+        let next = update.turn(NOW, &Filling::Ready);
+        let Next::Done(Err(why)) = next else {
+            panic!("{next:?}");
+        };
+        assert!(why.contains("exit code 1"), "{why}");
+        assert!(update.done().is_empty());
+    }
+
+    #[test]
+    fn an_update_that_has_failed_is_not_given_up() {
+        let mut update = replacing();
+        let _ = update.turn(NOW, &Filling::Died("exit code 1".into()));
+        assert!(!update.give_up("enough".into()));
     }
 
     #[test]

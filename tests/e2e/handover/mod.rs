@@ -3,11 +3,15 @@
 
 mod failures;
 mod positions;
+mod program;
 mod remains;
 mod rollback;
 mod stock;
+mod taken_back;
 mod traffic;
 mod whole;
+
+use std::process::Output;
 
 use muster_tests::{
     Cluster, Raw,
@@ -25,6 +29,28 @@ async fn update(cluster: &Cluster) -> Value {
     let output = cluster.verb(&["update", "--json"]).await;
     assert!(output.status.success(), "{output:?}\n{}", cluster.log());
     json(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// How the update is that is under way, or how the last one ended.
+async fn status(cluster: &Cluster) -> Value {
+    let output = cluster.verb(&["update", "--status", "--json"]).await;
+    json(&String::from_utf8_lossy(&output.stdout))
+}
+
+async fn until(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, patience(), async || {
+        let status = status(cluster).await;
+        if holds(&status) {
+            Ok(status)
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Holes, repetitions and disconnects that the processes noticed themselves.
@@ -110,14 +136,8 @@ async fn what_is_half_read_goes_on_in_the_new_worker() {
 
     let updating = async {
         // The earlier worker waits for the request, which comes once the rest moved.
-        eventually("the others have moved", patience(), async || {
-            let output = cluster.verb(&["update", "--status", "--json"]).await;
-            let status = json(&String::from_utf8_lossy(&output.stdout));
-            if status["step"] == "handing_over" {
-                Ok(())
-            } else {
-                Err(status.to_string())
-            }
+        until(&cluster, "the others have moved", |status| {
+            status["step"] == "handing_over"
         })
         .await;
         head.write(
@@ -237,11 +257,7 @@ async fn pings_go_on_in_time_across_updates() {
 #[tokio::test]
 async fn one_update_at_a_time_and_none_without_a_program_to_run() {
     let cluster = Cluster::start(2, 1).await;
-    let output = cluster.verb(&["update", "--status", "--json"]).await;
-    assert_eq!(
-        json(&String::from_utf8_lossy(&output.stdout))["state"],
-        "none"
-    );
+    assert_eq!(status(&cluster).await["state"], "none");
     let output = cluster.verb(&["update", "--binary", "/nonexistent"]).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let error = String::from_utf8_lossy(&output.stderr);

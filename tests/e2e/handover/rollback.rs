@@ -2,79 +2,25 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Output,
     time::Duration,
 };
 
-use muster_tests::{Cluster, Raw, eventually, orchestrator, patience, tools};
+use muster_tests::{Cluster, Raw, tools};
 use rustix::process::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 
-use super::{Traffic, failures::Listeners, update};
+use super::{
+    Traffic, error,
+    failures::Listeners,
+    program::{Program, begin, own},
+    status, until, update,
+};
 use crate::{counted, json};
 
 /// Clients of a cluster of two workers.
 const CLIENTS: usize = 40;
-
-/// A program that is started instead of the orchestrator's.
-struct Program {
-    _dir: TempDir,
-    path: PathBuf,
-}
-
-impl Program {
-    /// A script that goes on as another program.
-    fn script(text: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("new");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("the script is written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it may be run");
-        Self { _dir: dir, path }
-    }
-
-    /// A release with a fault.
-    fn unfit(fault: &str) -> Self {
-        Self::script(&format!(
-            "export MUSTER_TEST_FAULT={fault} MUSTER_TEST_PROGRAM='{}'\nexec '{}' \"$@\"",
-            orchestrator::binary().display(),
-            env!("CARGO_BIN_EXE_unfit"),
-        ))
-    }
-
-    /// The orchestrator's, at another place.
-    fn copy() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("copy");
-        fs::copy(orchestrator::binary(), &path).expect("the program is copied");
-        Self { _dir: dir, path }
-    }
-
-    async fn update(&self, cluster: &Cluster, arguments: &[&str]) -> Output {
-        let path = self.path.to_str().expect("the path is text");
-        let verb = [&["update", "--binary", path], arguments].concat();
-        cluster.verb(&verb).await
-    }
-}
-
-async fn status(cluster: &Cluster) -> Value {
-    let output = cluster.verb(&["update", "--status", "--json"]).await;
-    json(&String::from_utf8_lossy(&output.stdout))
-}
-
-async fn until(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    eventually(what, patience(), async || {
-        let status = status(cluster).await;
-        if holds(&status) {
-            Ok(status)
-        } else {
-            Err(status.to_string())
-        }
-    })
-    .await
-}
 
 async fn pids(cluster: &Cluster) -> Vec<u32> {
     let status = cluster.status().await.expect("the cluster runs");
@@ -86,14 +32,6 @@ async fn programs(cluster: &Cluster) -> Vec<PathBuf> {
     let pids = pids(cluster).await;
     let program = |pid| fs::read_link(format!("/proc/{pid}/exe")).expect("the worker lives");
     pids.into_iter().map(program).collect()
-}
-
-fn own() -> PathBuf {
-    fs::canonicalize(orchestrator::binary()).expect("it is there")
-}
-
-fn error(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// The update was refused or has failed for this reason, and every worker runs the
@@ -270,11 +208,7 @@ async fn an_update_that_is_interrupted_by_ctrl_c_at_any_moment_loses_no_client()
     let cluster = Cluster::start(2, 1).await;
     let listeners = Listeners::start(&cluster).await;
     for delay in [5, 40, 80, 120, 200, 400, 900] {
-        let mut command = orchestrator::command();
-        let command = command.arg("--runtime-dir").arg(cluster.runtime_dir());
-        let command = command.args(["update", "--canary", "0"]);
-        let child = command.stderr(std::process::Stdio::piped()).spawn();
-        let child = child.expect("the orchestrator runs");
+        let child = begin(&cluster, &["update", "--canary", "0"]);
         let pid = child.id().expect("it lives");
         until(&cluster, "it has begun", |status| {
             status["state"] == "running"

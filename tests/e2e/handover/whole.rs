@@ -1,19 +1,13 @@
 //! Updates of everything: after the workers the brokers, and the orchestrator in
 //! place.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs};
 
-use muster_tests::{Cluster, Raw, eventually, orchestrator, patience, status::Status};
+use muster_tests::{Cluster, Raw, eventually, patience, status::Status};
 use rustix::process::Signal;
 use tokio::{net::TcpStream, sync::watch};
 
-use super::{Traffic, assert_smooth, update};
-use crate::json;
+use super::{Traffic, assert_smooth, error, program::Program, status, update};
 
 /// Descriptors that a process has open.
 fn descriptors(pid: u32) -> usize {
@@ -23,7 +17,7 @@ fn descriptors(pid: u32) -> usize {
 }
 
 /// The same, once every node is back and asking costs none any more.
-async fn settled_descriptors(cluster: &Cluster) -> usize {
+pub(super) async fn settled_descriptors(cluster: &Cluster) -> usize {
     let mut before = 0;
     eventually("every node is back", patience(), async || {
         let status = cluster.status().await?;
@@ -54,7 +48,7 @@ fn children(parent: u32) -> BTreeSet<(u32, bool)> {
 }
 
 /// Waits until the orchestrator has exactly its nodes as children.
-async fn has_only_its_nodes(cluster: &Cluster) {
+pub(super) async fn has_only_its_nodes(cluster: &Cluster) {
     eventually("the nodes are all there is", patience(), async || {
         let status = cluster.status().await?;
         let nodes: BTreeSet<_> = status.nodes.iter().map(|node| (node.pid, false)).collect();
@@ -64,16 +58,6 @@ async fn has_only_its_nodes(cluster: &Cluster) {
         }
     })
     .await;
-}
-
-/// A program that is the orchestrator's, but for what the shell `lines` do first.
-fn program(dir: &Path, name: &str, lines: &str) -> PathBuf {
-    let path = dir.join(name);
-    let binary = orchestrator::binary();
-    let text = format!("#!/bin/sh\n{lines}\nexec '{}' \"$@\"\n", binary.display());
-    fs::write(&path, text).expect("it is written");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("it is ours");
-    path
 }
 
 fn pids(status: &Status, role: &str) -> BTreeSet<u32> {
@@ -157,14 +141,10 @@ async fn an_orchestrator_that_was_executed_anew_looks_after_its_children() {
 
 #[tokio::test]
 async fn a_program_is_remembered_by_the_next_orchestrator() {
-    let dir = tempfile::tempdir().unwrap();
-    let marks = dir.path().join("marks");
-    let lines = format!("echo \"$1\" >> '{}'", marks.display());
-    let program = program(dir.path(), "marking", &lines);
+    let program = Program::after("echo \"$1\" >> \"$here/marks\"");
+    let marks = program.dir().join("marks");
     let mut cluster = Cluster::start(1, 1).await;
-    let output = cluster
-        .verb(&["update", "--binary", program.to_str().unwrap()])
-        .await;
+    let output = program.update(&cluster, &[]).await;
     assert!(output.status.success(), "{output:?}\n{}", cluster.log());
     let marked = |role: &str| {
         let text = fs::read_to_string(&marks).unwrap_or_default();
@@ -183,21 +163,13 @@ async fn a_program_is_remembered_by_the_next_orchestrator() {
 
 #[tokio::test]
 async fn a_new_program_whose_broker_does_not_come_up_makes_place_for_the_earlier_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let marks = dir.path().join("marks");
-    let lines = format!(
-        "echo $$ >> '{}'\n[ \"$1 $3\" = \"broker 2\" ] && exit 7",
-        marks.display()
-    );
-    let bad = program(dir.path(), "bad", &lines);
+    let bad = Program::after("echo $$ >> \"$here/marks\"\n[ \"$1 $3\" = \"broker 2\" ] && exit 7");
     let cluster = Cluster::start(1, 2).await;
     let traffic = Traffic::start(&cluster.url(), 6).await;
     let before = cluster.status().await.unwrap();
-    let output = cluster
-        .verb(&["update", "--binary", bad.to_str().unwrap()])
-        .await;
+    let output = bad.update(&cluster, &[]).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let error = String::from_utf8_lossy(&output.stderr);
+    let error = error(&output);
     assert!(
         error.contains("broker-2 does not start: exit code 7"),
         "{error}"
@@ -205,15 +177,14 @@ async fn a_new_program_whose_broker_does_not_come_up_makes_place_for_the_earlier
     let after = cluster.status().await.unwrap();
     assert_eq!(after.pid, before.pid);
     assert!(after.is_whole(), "{after:?}");
-    let marks = fs::read_to_string(&marks).unwrap();
+    let marks = fs::read_to_string(bad.dir().join("marks")).unwrap();
     let is_new = |pid: u32| marks.lines().any(|line| line == pid.to_string());
     for (role, slot) in [("worker", 1), ("broker", 1), ("broker", 2)] {
         let pid = |status: &Status| status.node(role, slot).unwrap().pid;
         assert_ne!(pid(&before), pid(&after), "{role}-{slot} had its turn");
         assert!(!is_new(pid(&after)), "{role}-{slot} runs the new program");
     }
-    let status = cluster.verb(&["update", "--status", "--json"]).await;
-    let status = json(&String::from_utf8_lossy(&status.stdout));
+    let status = status(&cluster).await;
     assert_eq!(status["workers_returned"], 1, "{status}");
     assert_eq!(status["following"]["brokers_done"], 0, "{status}");
     assert_smooth(&update(&cluster).await, 6);
@@ -223,20 +194,15 @@ async fn a_new_program_whose_broker_does_not_come_up_makes_place_for_the_earlier
 
 #[tokio::test]
 async fn a_program_that_cannot_take_over_leaves_the_orchestrator_as_it_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let lines = "[ \"$1\" = takeover-check ] && { echo 'not me' >&2; exit 1; }";
-    let bad = program(dir.path(), "bad", lines);
+    let bad = Program::after("[ \"$1\" = takeover-check ] && { echo 'not me' >&2; exit 1; }");
     let cluster = Cluster::start(1, 1).await;
     let mut client = Raw::connect(&cluster.url()).await;
     let before = cluster.status().await.unwrap();
-    let output = cluster
-        .verb(&["update", "--binary", bad.to_str().unwrap()])
-        .await;
+    let output = bad.update(&cluster, &[]).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let error = String::from_utf8_lossy(&output.stderr);
+    let error = error(&output);
     assert!(error.contains("not me"), "{error}");
-    let status = cluster.verb(&["update", "--status", "--json"]).await;
-    let status = json(&String::from_utf8_lossy(&status.stdout));
+    let status = status(&cluster).await;
     assert_eq!(status["state"], "failed", "{status}");
     assert_eq!(cluster.status().await.unwrap().pid, before.pid);
     assert!(client.is_alive().await);
@@ -248,10 +214,6 @@ async fn a_program_that_cannot_take_over_leaves_the_orchestrator_as_it_is() {
 async fn the_end_of_an_update_is_known_after_it_and_by_the_next_orchestrator() {
     let mut cluster = Cluster::start(1, 1).await;
     let updated = update(&cluster).await;
-    let status = async |cluster: &Cluster| {
-        let output = cluster.verb(&["update", "--status", "--json"]).await;
-        json(&String::from_utf8_lossy(&output.stdout))
-    };
     assert_eq!(status(&cluster).await, updated);
     cluster.kill_orchestrator().await;
     cluster.up_again(2, |same| same).await;

@@ -1,5 +1,6 @@
 //! A release that is no good: it joins, takes over and then serves badly. What
-//! is the matter with it stands in `MUSTER_TEST_FAULT`.
+//! is the matter with it stands in `MUSTER_TEST_FAULT`; it shows once the file
+//! `MUSTER_TEST_FAULT_AFTER` is there, if one is named.
 //!
 //! It is the real worker, and what is done to it comes from outside of that: the
 //! worker has no switch for any of this. For everything but `worker` it is the
@@ -10,6 +11,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     thread,
     time::Duration,
@@ -70,11 +72,13 @@ fn run() -> Result<(), Box<dyn Error>> {
 
 /// Once it has clients, and no more come.
 fn misbehave(fault: &str) {
+    let after = std::env::var_os("MUSTER_TEST_FAULT_AFTER");
+    let may_begin = || after.as_ref().is_none_or(|file| Path::new(file).exists());
     let mut count = 0;
     loop {
         thread::sleep(CALM);
         let before = std::mem::replace(&mut count, clients().len());
-        if count > 0 && count == before {
+        if count > 0 && count == before && may_begin() {
             break;
         }
     }

@@ -5,8 +5,10 @@
 //! [`Context::out`], and returns what the worker must do as an [`Effect`].
 
 mod answers;
+mod authentication;
 mod heartbeat;
 mod history;
+mod host;
 mod id;
 mod pace;
 mod subscriptions;
@@ -15,23 +17,22 @@ mod tests;
 
 use std::{borrow::Cow, time::Duration};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use self::{answers::Answers, pace::Pace, subscriptions::Subscriptions};
+use self::{answers::Answers, authentication::Token, pace::Pace, subscriptions::Subscriptions};
 pub use self::{
     heartbeat::Heartbeat,
     history::{HistoryEntry, HistoryPage, HistoryRead},
+    host::{Action, Context, Effect, Host, Publish},
     id::{SESSION_ID_LEN, SessionId},
     pace::Rate,
 };
 use crate::{
-    CallId, ChannelName, ChannelNameError, Millis, Position,
+    CallId, ChannelName, Millis, Position,
     answer::{self, CallError},
     close::CloseCode,
     packet::{self, ChannelData, Packet, Version},
-    token::{TokenError, UnixSeconds, Verified},
 };
 
 /// What all sessions of a worker have in common.
@@ -52,106 +53,6 @@ pub struct Rules {
     /// `channels_max`, so that a reconnect, which brings all of a client's at
     /// once, is never slowed by it (delivery.md F3).
     pub subscribes: Rate,
-}
-
-/// What a client wants to do with a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Send to it.
-    Publish,
-    /// Hear it.
-    Subscribe,
-}
-
-impl Action {
-    /// For people, as the reference's messages begin.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Publish => "Publish",
-            Self::Subscribe => "Subscribe",
-        }
-    }
-}
-
-/// What a session asks of the worker that has it.
-pub trait Host {
-    /// Checks a token's signature and times; `now` decides about `exp` and
-    /// `nbf`, without leeway.
-    ///
-    /// # Errors
-    /// What the client is told.
-    fn verify(&self, token: &str, now: UnixSeconds) -> Result<Verified, TokenError>;
-
-    /// The name as the worker keeps it, so that all subscriptions of a channel
-    /// share one allocation.
-    ///
-    /// # Errors
-    /// The name is too long.
-    fn intern(&self, channel: &str) -> Result<ChannelName, ChannelNameError>;
-
-    /// Whether a client may do that, with a token that stands or without.
-    fn allows(&self, action: Action, channel: &str, is_authenticated: bool) -> bool;
-
-    /// How many publications a client may ask for at once of what the channel
-    /// keeps; `None` if it keeps nothing for clients to read.
-    fn history_limit(&self, channel: &str) -> Option<u32>;
-}
-
-/// The present, as a session sees it.
-#[expect(
-    missing_debug_implementations,
-    reason = "borrows a trait object for one call"
-)]
-pub struct Context<'c> {
-    /// For deadlines.
-    pub now: Millis,
-    /// For tokens.
-    pub unix_now: UnixSeconds,
-    /// The worker's rules.
-    pub rules: &'c Rules,
-    /// The worker.
-    pub host: &'c dyn Host,
-    /// Frames for the client, in order.
-    pub out: &'c mut Vec<Bytes>,
-}
-
-/// What the worker must do next.
-#[derive(Debug)]
-#[must_use]
-pub enum Effect<'a> {
-    /// Nothing.
-    Nothing,
-    /// Tell [`Session::confirm`] once the channel's owner has the subscription.
-    Subscribe(ChannelName),
-    /// The same for a client that wants positions: what came after this one first,
-    /// then [`Session::confirm_at`].
-    Follow {
-        /// Which channel.
-        channel: ChannelName,
-        /// The last position that the client has.
-        since: Option<Position>,
-    },
-    /// The session no longer wants the channel.
-    Unsubscribe(ChannelName),
-    /// Hand the publication to its owner; then, if `cid` is there, answer it.
-    Publish(Publish<'a>),
-    /// Ask the channel's owner, then tell [`Session::answer_read`].
-    Read(HistoryRead),
-    /// Send what is queued and end the connection.
-    Close(CloseCode),
-}
-
-/// A client's publication.
-#[derive(Debug)]
-pub struct Publish<'a> {
-    /// Where.
-    pub channel: ChannelName,
-    /// Raw JSON; absent is not the same as `null`.
-    pub data: Option<&'a RawValue>,
-    /// The call that waits for the acknowledgement.
-    pub cid: Option<CallId>,
-    /// Counts this session's publications: 1, 2, 3 … (delivery.md A1).
-    pub n: u64,
 }
 
 /// One client's protocol state, from TCP accept to close.
@@ -179,11 +80,6 @@ enum Phase {
         deadline: Millis,
     },
     Open,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Token {
-    expires: Option<UnixSeconds>,
 }
 
 impl Session {
@@ -407,24 +303,6 @@ impl Session {
             .resolve(channel, |cid| answer::failure(cid, error), cx.out);
     }
 
-    /// The operator issues a token (socketcluster.md section 8, `#setAuthToken`).
-    /// Returns false before the handshake, when that is not allowed.
-    pub fn set_token(&mut self, token: &str, verified: Verified, cx: &mut Context<'_>) -> bool {
-        if self.is_open() {
-            self.token = Some(Token {
-                expires: verified.expires,
-            });
-            cx.out.push(answer::set_auth_token(token));
-        }
-        self.is_open()
-    }
-
-    /// The operator withdraws the token.
-    pub fn remove_token(&mut self, cx: &mut Context<'_>) {
-        self.token = None;
-        cx.out.push(answer::remove_auth_token());
-    }
-
     /// The operator ends a subscription; the client will not come back to it by
     /// itself. Returns false if there was none.
     pub fn kick_out(&mut self, channel: &str, message: Option<&str>, cx: &mut Context<'_>) -> bool {
@@ -434,79 +312,6 @@ impl Session {
             cx.out.push(answer::kick_out(channel, message));
         }
         removed
-    }
-
-    /// Processed again when it comes again, and answered with the same id.
-    fn handshake(&mut self, cid: &CallId, data: Option<&RawValue>, cx: &mut Context<'_>) {
-        self.phase = Phase::Open;
-        let given = data
-            .and_then(|raw| serde_json::from_str::<Handshake<'_>>(raw.get()).ok())
-            .and_then(|handshake| handshake.auth_token)
-            .filter(|token| !matches!(token.get(), "null" | "\"\""));
-        let error = given.and_then(|token| self.take_token(token, cx).err());
-        let body = HandshakeAnswer {
-            id: self.id.as_str(),
-            ping_timeout: cx.rules.pong_timeout.as_millis(),
-            is_authenticated: self.token.is_some(),
-            auth_error: error.as_ref().map(TokenError::body),
-        };
-        self.answers.push(answer::success_with(cid, &body), cx.out);
-        if error.is_some_and(|error| error.is_bad_token()) {
-            cx.out.push(answer::remove_auth_token());
-        }
-    }
-
-    fn authenticate(&mut self, cid: &CallId, data: Option<&RawValue>, cx: &mut Context<'_>) {
-        let result = match data {
-            None => Err(TokenError::Invalid("jwt must be provided")),
-            Some(raw) => self.take_token(raw, cx),
-        };
-        let error = match result {
-            Ok(()) => None,
-            Err(error) if error.is_bad_token() => {
-                self.answers
-                    .push(answer::token_failure(cid, &error), cx.out);
-                cx.out.push(answer::remove_auth_token());
-                return;
-            }
-            Err(error) => Some(error),
-        };
-        let body = AuthenticateAnswer {
-            is_authenticated: self.token.is_some(),
-            auth_error: error.as_ref().map(TokenError::body),
-        };
-        self.answers.push(answer::success_with(cid, &body), cx.out);
-    }
-
-    /// Whatever the outcome, an earlier token no longer stands.
-    fn take_token(&mut self, raw: &RawValue, cx: &Context<'_>) -> Result<(), TokenError> {
-        self.token = None;
-        let token = match raw.get() {
-            "null" | "\"\"" => return Err(TokenError::Invalid("jwt must be provided")),
-            text if text.starts_with('"') => {
-                packet::string(raw).ok_or(TokenError::Invalid("jwt malformed"))?
-            }
-            _ => {
-                return Err(TokenError::Other(
-                    "Invalid token format - Token must be a string",
-                ));
-            }
-        };
-        let Verified { expires } = cx.host.verify(&token, cx.unix_now)?;
-        self.token = Some(Token { expires });
-        Ok(())
-    }
-
-    /// Noticed on pongs and events only; the request that reveals it is still
-    /// executed (socketcluster.md section 8, Expiry).
-    fn drop_expired_token(&mut self, cx: &mut Context<'_>) {
-        if let Some(Token {
-            expires: Some(expires),
-        }) = self.token
-            && cx.unix_now > expires
-        {
-            self.remove_token(cx);
-        }
     }
 
     fn publish<'a>(
@@ -655,27 +460,4 @@ fn wanted_channel(
     host.intern(&channel).map_err(|error| {
         CallError::invalid_action(format!("{action} channel name was malformatted: {error}"))
     })
-}
-
-#[derive(Debug, Deserialize)]
-struct Handshake<'a> {
-    #[serde(rename = "authToken", borrow)]
-    auth_token: Option<&'a RawValue>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HandshakeAnswer<'a> {
-    id: &'a str,
-    ping_timeout: u128,
-    is_authenticated: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    auth_error: Option<crate::token::TokenErrorBody>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AuthenticateAnswer {
-    is_authenticated: bool,
-    auth_error: Option<crate::token::TokenErrorBody>,
 }

@@ -2,9 +2,8 @@
 
 use muster_proto::link::ReadResponse;
 use muster_wire::{
-    Position,
     answer::CallError,
-    session::{HistoryEntry, HistoryPage, HistoryRead, Session},
+    session::{HistoryPage, HistoryRead, Session},
 };
 
 use super::{Clients, Core, Now};
@@ -94,7 +93,7 @@ impl Core {
                 let Some(session) = clients.session(key) else {
                     return;
                 };
-                let outcome = outcome.map(page);
+                let outcome = outcome.map(HistoryPage::from);
                 let mut out = std::mem::take(&mut self.out);
                 self.with_session(&mut out, now, |cx| {
                     session.answer_read(id, outcome.as_ref(), cx);
@@ -103,26 +102,6 @@ impl Core {
                 self.out = out;
             }
         }
-    }
-}
-
-/// A broker's answer as a client gets it.
-fn page(response: ReadResponse) -> HistoryPage {
-    let publications = response.publications.into_iter();
-    HistoryPage {
-        head: response.head.map(|head| Position {
-            generation: head.generation,
-            offset: head.offset,
-        }),
-        complete: response.complete,
-        more: response.more,
-        publications: publications
-            .map(|one| HistoryEntry {
-                offset: one.offset,
-                time_ms: one.time_ms,
-                data: one.data,
-            })
-            .collect(),
     }
 }
 

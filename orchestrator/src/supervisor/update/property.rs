@@ -277,35 +277,56 @@ impl World {
     }
 }
 
+impl World {
+    /// Every slot has one process and no successor: of the new program, or of the
+    /// earlier one but for what is said to be stuck.
+    fn is_at_rest(&self, is_new: bool) -> Result<(), TestCaseError> {
+        for (number, slot) in &self.slots {
+            prop_assert_eq!(slot.successor, None, "{}", number);
+            if !self.update.stuck().contains_key(number) {
+                prop_assert_eq!(slot.worker.is_new, is_new, "{} {:?}", number, self.update);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn script() -> impl Strategy<Value = Vec<(u8, u32)>> {
+    prop::collection::vec((0_u8..30, 1_u32..5), 0..120)
+}
+
 proptest! {
-    /// Whatever happens in which order: the update ends, every slot then has one
-    /// process and no successor, and it is of the new program everywhere, or of
-    /// the earlier one but for what is said to be stuck.
+    /// Whatever happens in which order: the update ends, with one program in each
+    /// slot; and so it does once more if what comes after it has it taken back.
     #[test]
     fn every_update_ends_with_one_program_in_each_slot(
         canary in 0_u32..3,
         parallel in 1_u32..4,
         slots in 1_u32..5,
-        script in prop::collection::vec((0_u8..30, 1_u32..5), 0..120),
+        events in script(),
+        later in script(),
     ) {
         let mut world = World::new(plan(canary, parallel), slots);
-        for event in script {
+        for event in events {
             world.happens(event);
         }
         world.end();
         let is_new = world.done == Some(Ok(()));
-        for (number, slot) in &world.slots {
-            prop_assert_eq!(slot.successor, None, "{}", number);
-            let expected = is_new || world.update.stuck().contains_key(number);
-            if !world.update.stuck().contains_key(number) {
-                prop_assert_eq!(slot.worker.is_new, expected, "{} {:?}", number, world.update);
-            }
+        world.is_at_rest(is_new)?;
+        if !is_new {
+            return Ok(());
         }
-        let all: Vec<u32> = (1..=slots).collect();
-        if is_new {
-            let mut replaced = world.update.replaced().to_vec();
-            replaced.sort_unstable();
-            prop_assert_eq!(replaced, all);
+        let mut replaced = world.update.replaced().to_vec();
+        replaced.sort_unstable();
+        prop_assert_eq!(replaced, (1..=slots).collect::<Vec<_>>());
+        let next = world.update.take_back("a broker does not start".into());
+        world.done = None;
+        world.act(next);
+        for event in later {
+            world.happens(event);
         }
+        world.end();
+        prop_assert_eq!(&world.done, &Some(Err("a broker does not start".into())));
+        world.is_at_rest(false)?;
     }
 }

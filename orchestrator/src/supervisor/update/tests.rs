@@ -218,6 +218,29 @@ fn a_fault_takes_everything_back_the_last_one_first() {
 }
 
 #[test]
+fn workers_that_are_through_are_taken_back_for_what_comes_after_them() {
+    let mut update = plain([1, 2]);
+    let _ = turn(&mut update, Successor::None(None), Handed::NotYet);
+    assert_eq!(replace(&mut update, 1), Next::Start(2));
+    assert_eq!(replace(&mut update, 2), Next::Done(Ok(())));
+    assert_eq!(update.give_up("too late".into()), Next::Nothing);
+    let next = update.take_back("broker-1 does not start".into());
+    assert_eq!(next, Next::GoBack(vec![1, 2]));
+    assert_eq!(update.phase(), "rolling_back");
+    assert_eq!(update.take_back("twice".into()), Next::Nothing);
+    let next = turn(&mut update, Successor::None(None), Handed::NotYet);
+    assert_eq!(next, Next::Start(2));
+    assert_eq!(replace(&mut update, 2), Next::Start(1));
+    let next = replace(&mut update, 1);
+    assert_eq!(next, Next::Done(Err("broker-1 does not start".into())));
+    assert_eq!(
+        (update.returned(), update.replaced()),
+        (&[2, 1][..], &[][..])
+    );
+    assert_eq!(update.take_back("thrice".into()), Next::Nothing);
+}
+
+#[test]
 fn one_that_ended_by_itself_is_taken_back_already() {
     let mut update = Update::new(plan(1, 1), [1, 2]);
     let _ = turn(&mut update, Successor::None(None), Handed::NotYet);

@@ -1,13 +1,7 @@
 //! What operators read of what channels keep.
 
-use muster_proto::{
-    control::{
-        HistoryEntry, HistoryPosition, HistoryRequest, HistoryResponse, HistoryResult, Reply,
-        reply::Answer,
-    },
-    link::ReadResponse,
-};
-use muster_wire::{ChannelName, Position};
+use muster_proto::control::{HistoryRequest, HistoryResult, Reply, reply::Answer};
+use muster_wire::{ChannelName, Position, session::HistoryPage};
 
 use super::Engine;
 use crate::reads::Question;
@@ -22,14 +16,10 @@ impl Engine {
             history: None,
             error: format!("the channel's name: {error}"),
         })?;
-        let position = |position: HistoryPosition| Position {
-            generation: position.generation,
-            offset: position.offset,
-        };
         let question = Question {
             channel,
-            since: request.since.map(position),
-            before: request.before.map(position),
+            since: request.since.map(Position::from),
+            before: request.before.map(Position::from),
             limit: request.limit,
             newest_first: request.newest_first,
             bytes_max: 0,
@@ -44,7 +34,7 @@ impl Engine {
         reads.map(|(id, outcome)| {
             let result = match outcome {
                 Ok(response) => HistoryResult {
-                    history: Some(history(response)),
+                    history: Some(HistoryPage::from(response).into()),
                     error: String::new(),
                 },
                 Err(error) => HistoryResult {
@@ -55,24 +45,5 @@ impl Engine {
             let answer = Some(Answer::History(result));
             Reply { id, answer }
         })
-    }
-}
-
-fn history(response: ReadResponse) -> HistoryResponse {
-    let publications = response.publications.into_iter();
-    HistoryResponse {
-        head: response.head.map(|head| HistoryPosition {
-            generation: head.generation,
-            offset: head.offset,
-        }),
-        complete: response.complete,
-        more: response.more,
-        publications: publications
-            .map(|one| HistoryEntry {
-                offset: one.offset,
-                data: one.data,
-                time_ms: one.time_ms,
-            })
-            .collect(),
     }
 }

@@ -6,8 +6,8 @@
 //! nothing of what was staged is in it (C2).
 //!
 //! `format` is the layout of a segment, `segments` begins and removes them,
-//! `recovery` reads them all, `stored` one again, `storage` is where they are, `home` is the directory
-//! of all shards.
+//! `recovery` reads them all, `stored` one again, `storage` is where they are,
+//! `home` is the directory of all shards.
 
 mod broken;
 mod budget;

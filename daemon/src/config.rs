@@ -184,7 +184,7 @@ sections! {
         /// publication's three hops can take this much longer then. One that wakes
         /// up less often waits for nothing. "0s": every message at once.
         #[serde(with = "duration")]
-        wakeup_interval: Duration = Duration::from_millis(2),
+        wakeup_interval: Duration = Duration::from_millis(3),
     }
 
     /// What a broker keeps.

@@ -231,10 +231,10 @@ impl Channel {
     pub(super) fn load(&mut self, after: u64) -> Result<(), (u64, io::Error)> {
         let start = self.tail_start();
         let from = usize::try_from(after.saturating_sub(start)).unwrap_or(usize::MAX);
-        let kept = self.kept.iter_mut().enumerate().skip(from).rev();
-        for (index, kept) in kept {
+        let from = from.min(self.kept.len());
+        for (index, kept) in self.kept.range_mut(from..).enumerate().rev() {
             if let Some(data) = &mut kept.data {
-                let offset = start + 1 + index as u64;
+                let offset = start + 1 + (from + index) as u64;
                 data.load().map_err(|error| (offset, error))?;
             }
         }
